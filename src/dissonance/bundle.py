@@ -1,0 +1,200 @@
+"""The bundle: what export makes and the engine runs. Reads, verifies and writes it; imports no torch.
+
+A bundle is a folder: `bundle.json`, `weights.safetensors`, `visual.onnx`, `audio.onnx`, `head.onnx`, `head_tail.onnx`.
+Hashes are checked on the very bytes that are then loaded (`Bundle.read`), so a file cannot change in between.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from dissonance.config import Fraction01, Frozen, ModelConfig
+from dissonance.errors import BundleError
+
+SCHEMA_VERSION = 1
+DEMO = "demo"
+REQUIRED_FILES = ("weights.safetensors", "visual.onnx", "audio.onnx", "head.onnx", "head_tail.onnx")
+
+ModalityCase = Literal["av", "v", "a"]
+
+
+class CropSpec(Frozen):
+    """How a face becomes the encoder's input. Training and every decoder follow it to 2 grey levels."""
+
+    size_px: int
+    enlargement: float = 1.3  # of the square around the detected box
+    filter: Literal["triangle"] = "triangle"  # antialiased; PIL's BILINEAR resize
+    colour_matrix: Literal["stream"] = "stream"  # the stream's own; untagged: BT.709 from 720 rows up, BT.601 below
+    colour_range: Literal["stream"] = "stream"  # the stream's own; untagged: limited (full for yuvj)
+    border: Literal["clamp"] = "clamp"  # a box is moved inside the picture, and shrunk where it is larger
+
+
+class MelSpec(Frozen):
+    """Whisper's log-mel."""
+
+    sample_rate_hz: Literal[16000] = 16000
+    n_fft: Literal[400] = 400
+    hop_length: Literal[160] = 160
+    bins: int = 80
+
+
+class AggregationSpec(Frozen):
+    """From windows to a file: mean of the top share of a track's window logits, then the maximum over tracks."""
+
+    rule: Literal["top_mean_then_max"] = "top_mean_then_max"
+    top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+
+class CalibrationSpec(Frozen):
+    """One modality case: p_fake = sigmoid(scale * logit + bias); two thresholds on p_fake."""
+
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    bias: float = 0.0
+    likely_real_below: Fraction01 = 0.5
+    likely_fake_from: Fraction01 = 0.5
+    false_positive_rate: Fraction01 | None = None  # at likely_fake_from; None: never measured
+
+
+class BundleSpec(Frozen):
+    """`bundle.json`."""
+
+    schema_version: Literal[1] = 1
+    model: ModelConfig
+    crop: CropSpec
+    mel: MelSpec = MelSpec()
+    aggregation: AggregationSpec = AggregationSpec()
+    calibration: dict[ModalityCase, CalibrationSpec] = {"av": CalibrationSpec(), "v": CalibrationSpec(), "a": CalibrationSpec()}
+    trained: bool
+    trained_on: str  # "nothing (random weights)", "synthetic", or the data set's name
+    parameters: dict[str, int] = {}  # by group
+    parity: dict[str, float] = {}  # largest differences from torch float32 that were measured when it was made
+    versions: dict[str, str] = {}
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. `id` is the SHA-256 of bundle.json, which names every other file's hash."""
+
+    path: Path
+    spec: BundleSpec
+    id: str
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, checked against bundle.json. Raises BundleError."""
+        expected = self.spec.sha256.get(name)
+        if expected is None:
+            raise BundleError(f"Bundle '{self.path}' does not list '{name}' in bundle.json. Export the bundle again.")
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise BundleError(f"Bundle '{self.path}': cannot read '{name}': {error.strerror or error}. Export the bundle again.") from error
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != expected:
+            raise BundleError(
+                f"Bundle '{self.path}': '{name}' was changed: its SHA-256 is {actual}, bundle.json says {expected}. "
+                "Export the bundle again, or restore the file from where it came."
+            )
+        return data
+
+    def verify(self) -> None:
+        """Check every file that bundle.json names. Raises BundleError at the first that does not hold."""
+        for name in self.spec.sha256:
+            self.read(name)
+
+    @property
+    def warning(self) -> str | None:
+        """What every output made with this bundle must say, or None for a bundle trained on real data."""
+        if not self.spec.trained:
+            return "UNTRAINED bundle (random weights): scores and labels mean nothing"
+        if self.spec.trained_on == "synthetic":
+            return "bundle trained on synthetic clips only: verdicts on real videos mean nothing"
+        return None
+
+
+def list_bundles() -> list[str]:
+    """Names of the bundles that ship with the package."""
+    folder = Path(str(resources.files("dissonance"))) / "bundles"
+    return sorted(path.parent.name for path in folder.glob("*/bundle.json"))
+
+
+def open_bundle(name: str | Path) -> Bundle:
+    """Open a bundle by folder, or by the name of one that ships with the package, and check every file in it.
+
+    Raises BundleError.
+    """
+    path = Path(name)
+    if str(name) in list_bundles():
+        path = Path(str(resources.files("dissonance"))) / "bundles" / str(name)
+    elif not path.is_dir():
+        raise BundleError(f"No bundle '{name}'. Give a bundle folder, or one that ships with the package: {', '.join(list_bundles()) or '(none)'}.")
+    try:
+        raw = (path / "bundle.json").read_bytes()
+        data = json.loads(raw)
+    except OSError as error:
+        raise BundleError(f"'{path}' is not a bundle: cannot read bundle.json: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"Bundle '{path}': bundle.json is not JSON: {error}. Export the bundle again.") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"Bundle '{path}' has schema version {version!r}; this release reads {SCHEMA_VERSION}. Export the bundle again with this release."
+        )
+    try:
+        spec = BundleSpec.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BundleError(
+            f"Bundle '{path}': bundle.json field '{field}': {first['msg']} (got {first['input']!r:.120}). Export the bundle again."
+        ) from error
+    missing = [required for required in REQUIRED_FILES if required not in spec.sha256]
+    if missing:
+        raise BundleError(f"Bundle '{path}': bundle.json does not list {', '.join(missing)}. Export the bundle again.")
+    bad = [listed for listed in spec.sha256 if listed != Path(listed).as_posix() or listed.startswith("/") or ".." in Path(listed).parts]
+    if bad:
+        raise BundleError(f"Bundle '{path}': bundle.json lists '{bad[0]}', which is not a plain path inside the bundle.")
+    bundle = Bundle(path=path, spec=spec, id=hashlib.sha256(raw).hexdigest())
+    bundle.verify()
+    return bundle
+
+
+def write_bundle(path: Path, spec: BundleSpec, files: dict[str, bytes], *, overwrite: bool = False) -> Bundle:
+    """Write a bundle so that it is either whole or not there: a folder beside `path` is filled, synced, then renamed.
+
+    `spec.sha256` is filled in here. Raises BundleError where `path` exists (unless `overwrite` and it is a bundle) or cannot be written.
+    """
+    if path.exists() and not (overwrite and (path / "bundle.json").is_file()):
+        remedy = "Choose another folder." if overwrite else "Choose another folder, or pass --overwrite to replace a bundle."
+        raise BundleError(f"'{path}' exists already. {remedy}")
+    spec = spec.model_copy(update={"sha256": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}})
+    staging = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        staging.mkdir(parents=True)
+        document = (json.dumps(spec.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+        for name, data in {**files, "bundle.json": document}.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            with (staging / name).open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        if path.exists():
+            retired = staging.with_suffix(".old")
+            path.rename(retired)
+            staging.rename(path)
+            shutil.rmtree(retired)
+        else:
+            staging.rename(path)
+    except OSError as error:
+        raise BundleError(f"Cannot write bundle '{path}': {error.strerror or error}. Free some space or choose another folder.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return open_bundle(path)

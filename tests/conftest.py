@@ -1,0 +1,21 @@
+"""What every test may lean on: the shared clips and models, where they are to be found."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _shared_folder() -> Path | None:
+    candidates = [Path(os.environ["DISSONANCE_SHARED"])] if "DISSONANCE_SHARED" in os.environ else []
+    candidates.append(Path(__file__).resolve().parents[2] / "shared")
+    return next((path for path in candidates if path.is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real clips (media/) and the face detector (models/); skips where it is not to be found."""
+    folder = _shared_folder()
+    if folder is None:
+        pytest.skip("real clips and models not found: set DISSONANCE_SHARED, or put them in ../shared")
+    return folder
