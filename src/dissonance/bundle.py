@@ -167,14 +167,19 @@ def open_bundle(name: str | Path) -> Bundle:
     return bundle
 
 
+def check_destination(path: Path, *, overwrite: bool) -> None:
+    """Raise BundleError unless a bundle may be written to `path`: nothing is there, or a bundle that may be replaced."""
+    if path.exists() and not (overwrite and (path / "bundle.json").is_file()):
+        remedy = "Choose another folder." if overwrite else "Choose another folder, or pass --overwrite to replace a bundle."
+        raise BundleError(f"'{path}' exists already. {remedy}")
+
+
 def write_bundle(path: Path, spec: BundleSpec, files: dict[str, bytes], *, overwrite: bool = False) -> Bundle:
     """Write a bundle so that it is either whole or not there: a folder beside `path` is filled, synced, then renamed.
 
     `spec.sha256` is filled in here. Raises BundleError where `path` exists (unless `overwrite` and it is a bundle) or cannot be written.
     """
-    if path.exists() and not (overwrite and (path / "bundle.json").is_file()):
-        remedy = "Choose another folder." if overwrite else "Choose another folder, or pass --overwrite to replace a bundle."
-        raise BundleError(f"'{path}' exists already. {remedy}")
+    check_destination(path, overwrite=overwrite)
     spec = spec.model_copy(update={"sha256": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}})
     staging = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:

@@ -110,6 +110,13 @@ class HeadConfig(Frozen):
     max_lag: Annotated[int, Field(ge=0)] = 8
     attended_sound: bool = True  # False drops u from the fused feature (ablation)
 
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Self:
+        for name in ("dim", "fused_dim"):
+            if getattr(self, name) % self.temporal_heads:
+                raise ValueError(f"{name} {getattr(self, name)} is not a multiple of temporal_heads {self.temporal_heads}")
+        return self
+
     @property
     def fused_input_size(self) -> int:
         """Width of f_i = [v ; a ; u ; v*a ; m ; pi]."""
@@ -180,13 +187,14 @@ class SpeechConfig(Frozen):
     min_snr_db: Annotated[float, Field(ge=0)] = 9.0
     min_fraction: Fraction01 = 0.05  # below this share of speech-active frames a file has no speech
     min_mouth_motion: Annotated[float, Field(ge=0)] = 1.5  # grey levels a frame; above it a mouth moves
+    min_speaking_fraction: Fraction01 = 0.2  # share of speech-active frames in which the mouth of a speaker moves
 
 
 class LimitsConfig(Frozen):
     """What one file may cost."""
 
     min_frames: Annotated[int, Field(ge=1)] = 10  # shorter clips abstain with too_short
-    timeout_s: Annotated[float, Field(gt=0)] = 3600.0  # wall clock of one file, when nothing holds it up but itself
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # a decoder silent for longer is killed
 
 
 class ExecutionConfig(Frozen):

@@ -39,6 +39,12 @@ class EnvironmentMissingError(DissonanceError):
     exit_code = EXIT_ENVIRONMENT
 
 
+class UnreadableFileError(DissonanceError):
+    """The one file a command was asked about cannot be read (a scan gives such a file a row instead)."""
+
+    exit_code = EXIT_SOME_FAILED
+
+
 class BundleError(DissonanceError):
     """A bundle that is missing a file, was changed, or does not fit this version."""
 

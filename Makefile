@@ -1,0 +1,34 @@
+# Two commands do all the set-up: `make demo` runs the main job, `make test` passes the tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint clean
+
+# What a scan needs: no torch in here.
+$(VENV)/.scan: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[cpu]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.scan
+	$(PIP) -e '.[test]'
+	touch $@
+
+demo: $(VENV)/.scan
+	rm -rf demo
+	$(BIN)/dissonance synth demo/clips --count 12 --seed 7
+	$(BIN)/dissonance scan demo/clips -o demo/out
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

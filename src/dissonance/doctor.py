@@ -1,0 +1,114 @@
+"""What is usable on this machine, and why what is not, is not (`dissonance doctor`)."""
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Literal
+
+from dissonance.bundle import list_bundles, open_bundle
+from dissonance.errors import DissonanceError
+
+Verdict = Literal["ok", "missing", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    needed_for: str
+
+    def as_row(self) -> dict[str, str]:
+        """For --json."""
+        return asdict(self)
+
+
+def _python() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores} cores"
+
+
+def _pyav() -> str:
+    import av
+
+    version = ".".join(str(part) for part in av.library_versions["libavcodec"])
+    wanted = ("h264", "hevc", "vp9", "av1", "aac", "opus")
+    absent = [name for name in wanted if name not in av.codecs_available]
+    return f"av {av.__version__}, libavcodec {version}" + (f", without {', '.join(absent)}" if absent else "")
+
+
+def _haar() -> str:
+    import cv2
+
+    from dissonance.config import DetectorConfig
+    from dissonance.engine.media.detect import make_detector
+
+    make_detector(DetectorConfig())
+    return f"OpenCV {cv2.__version__} with its frontal face cascade"
+
+
+def _onnxruntime() -> str:
+    ort = importlib.import_module("onnxruntime")
+    return f"{ort.__version__}: {', '.join(ort.get_available_providers())}"
+
+
+def _module(name: str, distribution: str | None = None) -> Callable[[], str]:
+    def look() -> str:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(name)
+        try:
+            return metadata.version(distribution or name)
+        except metadata.PackageNotFoundError:
+            return "installed"
+
+    return look
+
+
+def _driver() -> str:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise ModuleNotFoundError("no NVIDIA driver: libcuda.so.1 is not on this machine") from error
+    count = ctypes.c_int()
+    if (code := driver.cuInit(0)) or (code := driver.cuDeviceGetCount(ctypes.byref(count))):
+        raise RuntimeError(f"libcuda answers with error {code}")
+    return f"{count.value} GPU(s)"
+
+
+def _bundle(name: str) -> Callable[[], str]:
+    def look() -> str:
+        bundle = open_bundle(name)
+        return f"preset {bundle.spec.model.preset}, {bundle.warning or 'trained on ' + bundle.spec.trained_on}"
+
+    return look
+
+
+def examine() -> list[Finding]:
+    """Look for everything; never raises."""
+    checks: list[tuple[str, Callable[[], str], str, str]] = [
+        ("python", _python, "everything", ""),
+        ("pyav", _pyav, "reading media", "pip install av"),
+        ("haar", _haar, "finding faces (--detector haar)", "pip install 'opencv-python-headless<5'"),
+        ("onnxruntime", _onnxruntime, "scanning; --detector yunet", "pip install 'dissonance[cpu]'"),
+        ("torch", _module("torch"), "export and training; a scan does not need it", "pip install 'dissonance[export]'"),
+        ("onnx export", _module("onnxscript"), "export", "pip install 'dissonance[export]'"),
+        ("nvidia driver", _driver, "GPU work", "install NVIDIA's driver"),
+        *((f"bundle {name}", _bundle(name), "scanning", "reinstall the package") for name in list_bundles()),
+    ]
+    return [_examine(*check) for check in checks]
+
+
+def _examine(name: str, look: Callable[[], str], needed_for: str, remedy: str) -> Finding:
+    try:
+        return Finding(name, "ok", look(), needed_for)
+    except (ModuleNotFoundError, ImportError) as error:
+        return Finding(name, "missing", f"{error}; {remedy}", needed_for)
+    except (DissonanceError, RuntimeError, OSError) as error:
+        return Finding(name, "broken", f"{error}; {remedy}", needed_for)

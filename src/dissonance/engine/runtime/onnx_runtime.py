@@ -1,0 +1,65 @@
+"""The bundle's ONNX graphs through ONNX Runtime, on a CPU or with CUDA."""
+
+import importlib
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dissonance.bundle import Bundle
+from dissonance.engine.runtime.base import FloatArray, HeadOutput
+from dissonance.errors import BundleError, EnvironmentMissingError, missing_extra
+
+HEAD_OUTPUTS = ("logit_visual", "logit_audio", "logit_fused", "matched", "lag_profile", "lag_valid", "best_lag")
+
+
+class OnnxRuntime:
+    """`Runtime` over ONNX Runtime.
+
+    Thread spinning is off: an idle inference thread must not burn the core that a decoder needs.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: Literal["cpu", "cuda"] = "cpu", threads: int = 0) -> None:
+        try:
+            ort = importlib.import_module("onnxruntime")
+        except ImportError as error:
+            raise missing_extra("onnxruntime", "gpu" if device == "cuda" else "cpu", "Scoring") from error
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+        if provider not in ort.get_available_providers():
+            raise EnvironmentMissingError(
+                f"--device {device} needs ONNX Runtime's {provider}; this installation has {', '.join(ort.get_available_providers())}. "
+                "Install it with: pip uninstall onnxruntime; pip install 'dissonance[gpu]'"
+            )
+        self.name = f"onnxruntime-{device}"
+        self._bundle = bundle
+        self._per_frame = bundle.spec.model.visual.prompts.per_frame
+        self._visual = self._session(ort, "visual.onnx", provider, threads)
+        self._audio = self._session(ort, "audio.onnx", provider, threads)
+        self._head = self._session(ort, "head.onnx", provider, threads)
+
+    def _session(self, ort: Any, name: str, provider: str, threads: int) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        try:
+            return ort.InferenceSession(self._bundle.read(name), options, providers=[provider])
+        except Exception as error:  # ONNX Runtime's own exceptions share no base but Exception
+            raise BundleError(f"Bundle '{self._bundle.path}': ONNX Runtime {ort.__version__} cannot load '{name}': {error}") from error
+
+    def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
+        pixels = np.ascontiguousarray(crops.transpose(0, 3, 1, 2), dtype=np.float32)
+        pixels /= 255.0
+        feeds: dict[str, NDArray[Any]] = {"pixels": pixels}
+        if self._per_frame:
+            feeds["frame_index"] = frame_index
+        features: FloatArray = self._visual.run(["features"], feeds)[0]
+        return features
+
+    def encode_sound(self, mel: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
+        features: FloatArray = self._audio.run(["features"], {"mel": mel, "mask": mask})[0]
+        return features
+
+    def run_head(self, visual: FloatArray, audio: FloatArray, mask: NDArray[np.bool_]) -> HeadOutput:
+        return HeadOutput(*self._head.run(list(HEAD_OUTPUTS), {"visual": visual, "audio": audio, "mask": mask}))

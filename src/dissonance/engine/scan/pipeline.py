@@ -1,0 +1,274 @@
+"""A scan from end to end: sources -> decode workers -> batched inference -> verdicts -> sink, every input accounted for.
+
+Decoding is in worker processes, inference and everything that must not be lost in this one.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from dissonance.bundle import Bundle
+from dissonance.config import ScanConfig
+from dissonance.engine.media.clip import ClipSummary, Window
+from dissonance.engine.media.detect import make_detector
+from dissonance.engine.runtime.base import Runtime
+from dissonance.engine.scan.ledger import Ledger, Stamp
+from dissonance.engine.scan.messages import Crashed, Failed, Message, Opened, Task
+from dissonance.engine.scan.scoring import Scorer, WindowScore
+from dissonance.engine.scan.sink import Sink, replacing
+from dissonance.engine.scan.sources import Sources
+from dissonance.engine.scan.verdict import FileVerdict, VerdictBuilder
+from dissonance.engine.scan.workers import WorkerPool
+from dissonance.errors import UsageError
+
+MAX_TRIES = 2  # a file whose worker died gets one more
+_IDLE_WAIT_S = 1.0
+_BATCHING_WAIT_S = 0.05  # how long a file that has been read to its end waits for others to fill its last batch
+
+
+class Progress(Protocol):
+    """Is told how a scan goes."""
+
+    def started(self, *, total: int, done: int) -> None:
+        """All inputs are known; `done` of them are from an earlier run."""
+        ...
+
+    def finished_file(self, row: dict[str, object]) -> None:
+        """One more input has its row."""
+        ...
+
+    def merging(self) -> None:
+        """All inputs have rows; the tables are being written."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScanSummary:
+    """How a run ended. `inputs = scored + abstained + failed` holds, or the run raised."""
+
+    inputs: int
+    scored: int
+    abstained: int
+    failed: int
+    skipped: int  # names in folders without a listed extension
+    repeated: int  # inputs named more than once
+    resumed: int  # done by an earlier run, not decoded again
+    decoded: int  # files read by this run
+    retried: int  # files whose worker died once
+    elapsed_s: float
+
+
+@dataclass
+class _Clip:
+    """A file on its way."""
+
+    number: int
+    task: Task
+    stamp: Stamp
+    builder: VerdictBuilder
+    tries: int
+    started_s: float = field(default_factory=time.monotonic)
+    windows_left: int = 0
+    summary: ClipSummary | None = None
+
+
+class Scan:
+    """One run. `run` does it; an interrupted one keeps every finished file and can be resumed."""
+
+    def __init__(
+        self, sources: Sequence[str], *, out: Path, bundle: Bundle, runtime: Runtime, config: ScanConfig, resume: bool, progress: Progress
+    ) -> None:
+        self._sources = Sources(sources, extensions=config.extensions)
+        self._out = out
+        self._bundle = bundle
+        self._runtime = runtime
+        self._config = config
+        self._resume = resume
+        self._progress = progress
+        self._scorer = Scorer(runtime, model=bundle.spec.model, execution=config.execution)
+        self._clips: dict[int, _Clip] = {}
+        self._retries: deque[_Clip] = deque()
+        self._quiet = False  # no worker said anything during the last wait
+        self._next_id = 0
+        self._decoded = self._retried = 0
+
+    def run(self) -> ScanSummary:
+        """Scan everything. Raises DissonanceError for what ends a run; a file never does."""
+        started_s, started_at = time.monotonic(), datetime.now(UTC)
+        make_detector(self._config.detector)  # a wrong model or box file is told once, before the work starts
+        with self._open_ledger() as ledger:
+            known = ledger.counts()["inputs"]
+            resumed = self._reopen_changed(ledger)
+            repeated = max(0, ledger.add_inputs(self._sources) - known)
+            counts = ledger.counts()
+            self._progress.started(total=counts["inputs"], done=counts["inputs"] - counts["pending"])
+            sink = Sink(self._out, ledger, execution=self._config.execution)
+            try:
+                self._decode_and_score(ledger, sink)
+            finally:
+                sink.flush()
+            self._progress.merging()
+            sink.merge()
+            counts = ledger.counts()
+            if counts["pending"] or counts["inputs"] != counts["scored"] + counts["abstained"] + counts["failed"]:
+                raise AssertionError(f"accounting does not close: {counts}")
+            summary = ScanSummary(
+                inputs=counts["inputs"],
+                scored=counts["scored"],
+                abstained=counts["abstained"],
+                failed=counts["failed"],
+                skipped=self._sources.skipped,
+                repeated=repeated,
+                resumed=resumed,
+                decoded=self._decoded,
+                retried=self._retried,
+                elapsed_s=time.monotonic() - started_s,
+            )
+            self._write_manifest(summary, started_at)
+            return summary
+
+    # ----------------------------------------------------------------------------------------------- what there is to do
+
+    def _open_ledger(self) -> Ledger:
+        run = {"bundle": self._bundle.id, "scan_config": self._config.fingerprint()}
+        path = self._out / "run.db"
+        if path.exists():
+            if not self._resume:
+                raise UsageError(f"'{self._out}' holds an earlier run. Continue it with --resume, or give another --out.")
+            return Ledger.resume(path, run=run)
+        try:
+            if self._out.exists() and any(self._out.iterdir()):
+                raise UsageError(f"'{self._out}' is not empty and holds no run. Give --out a new or empty folder.")
+            self._out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"Cannot write to --out '{self._out}': {error.strerror or error}.") from error
+        return Ledger.create(path, run=run)
+
+    def _reopen_changed(self, ledger: Ledger) -> int:
+        """Compare what is done with what is there now; returns how many inputs stay done."""
+        kept = 0
+        for done in ledger.done():
+            stamp = Stamp.of(done.path)
+            if stamp == done.stamp:
+                kept += 1
+            elif done.content_hash is not None and stamp.size_bytes == done.stamp.size_bytes and _sha256(done.path) == done.content_hash:
+                ledger.touch(done.id, stamp)
+                kept += 1
+            else:
+                ledger.reopen(done.id)
+        return kept
+
+    def _tasks(self, ledger: Ledger) -> Iterator[_Clip]:
+        for number, item in ledger.pending():
+            self._next_id += 1
+            builder = VerdictBuilder(uri=item.uri, bundle=self._bundle, scan=self._config, runtime=self._runtime.name)
+            yield _Clip(number, Task(self._next_id, item.path), Stamp.of(item.path), builder, tries=1)
+
+    # ------------------------------------------------------------------------------------------------------- the main loop
+
+    def _decode_and_score(self, ledger: Ledger, sink: Sink) -> None:
+        tasks = self._tasks(ledger)
+
+        def next_task() -> Task | None:
+            clip = self._retries.popleft() if self._retries else next(tasks, None)
+            if clip is None:
+                return None
+            self._clips[clip.task.id] = clip
+            return clip.task
+
+        def poll() -> float:
+            file_waits = any(clip.summary is not None for clip in self._clips.values())
+            self._deliver(self._scorer.flush() if self._quiet and file_waits else self._scorer.run(), sink)
+            sink.flush_if_old()
+            self._quiet = True
+            return _BATCHING_WAIT_S if file_waits else _IDLE_WAIT_S
+
+        with WorkerPool(count=self._config.execution.workers or os.cpu_count() or 1, spec=self._bundle.spec, scan=self._config) as pool:
+            for event in pool.run(next_task, poll=poll):
+                self._quiet = False
+                self._on_message(self._clips[event.task.id], event.message, sink)
+        self._deliver(self._scorer.flush(), sink)
+
+    def _on_message(self, clip: _Clip, message: Message, sink: Sink) -> None:
+        if isinstance(message, Opened):
+            self._decoded += clip.tries == 1
+            clip.builder.opened(message)
+        elif isinstance(message, Window):
+            clip.windows_left += 1
+            self._scorer.add(clip.task.id, message)
+        elif isinstance(message, ClipSummary):
+            clip.summary = message
+            self._finish_if_complete(clip, sink)
+        elif isinstance(message, Failed):
+            self._finish(clip, clip.builder.without_score(reason=message.reason, detail=message.detail, elapsed_s=_since(clip)), sink)
+        elif isinstance(message, Crashed):
+            if clip.tries < MAX_TRIES:
+                self._retry(clip)
+            else:
+                verdict = clip.builder.without_score(reason="decoder_crash", detail=message.detail, elapsed_s=_since(clip))
+                self._finish(clip, verdict, sink)
+
+    def _retry(self, clip: _Clip) -> None:
+        self._scorer.forget(clip.task.id)
+        del self._clips[clip.task.id]
+        self._retried += 1
+        self._next_id += 1
+        builder = clip.builder.anew()
+        self._retries.append(_Clip(clip.number, Task(self._next_id, clip.task.path), Stamp.of(clip.task.path), builder, tries=clip.tries + 1))
+
+    def _deliver(self, scores: Iterator[tuple[int, WindowScore]], sink: Sink) -> None:
+        for task_id, score in scores:
+            clip = self._clips[task_id]
+            clip.builder.add(score)
+            clip.windows_left -= 1
+            self._finish_if_complete(clip, sink)
+
+    def _finish_if_complete(self, clip: _Clip, sink: Sink) -> None:
+        if clip.summary is not None and clip.windows_left == 0:
+            self._finish(clip, clip.builder.scored(clip.summary, elapsed_s=_since(clip)), sink)
+
+    def _finish(self, clip: _Clip, verdict: FileVerdict, sink: Sink) -> None:
+        self._scorer.forget(clip.task.id)
+        del self._clips[clip.task.id]
+        sink.add(clip.number, verdict, clip.stamp)
+        self._progress.finished_file(verdict.file)
+
+    # ------------------------------------------------------------------------------------------------------- the manifest
+
+    def _write_manifest(self, summary: ScanSummary, started_at: datetime) -> None:
+        spec = self._bundle.spec
+        document: dict[str, Any] = {
+            "dissonance": metadata.version("dissonance"),
+            "python": platform.python_version(),
+            "bundle": {"id": self._bundle.id, "preset": spec.model.preset, "trained": spec.trained, "trained_on": spec.trained_on},
+            "warning": self._bundle.warning,
+            "scan_config": self._config.model_dump(mode="json"),
+            "scan_config_hash": self._config.fingerprint(),
+            "runtime": self._runtime.name,
+            "started_at": started_at.isoformat(),
+            "finished_at": datetime.now(UTC).isoformat(),
+            "summary": summary.__dict__,
+        }
+        with replacing(self._out / "run.json") as partial:
+            partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _since(clip: _Clip) -> float:
+    return time.monotonic() - clip.started_s
+
+
+def _sha256(path: str) -> str | None:
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -1,0 +1,161 @@
+"""From windows to scores: batches filled across tracks and files, each frame encoded once.
+
+Three queues, each first in first out: frames, sounds, windows whose features are all there. A queue runs when it holds a full batch, and all of
+them when `flush` is called. A window's features that an earlier window of its track already has are copied, not computed again.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dissonance.config import ExecutionConfig, ModelConfig
+from dissonance.engine.media.clip import Window
+from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
+
+
+@dataclass(frozen=True)
+class WindowScore:
+    """What the network says of one window. Logits are None where the modality is missing."""
+
+    window: Window  # without its pixels and its mel
+    logit_visual: float | None
+    logit_audio: float | None
+    logit_fused: float | None
+    matched: FloatArray | None  # (frames,)
+    lag_profile: FloatArray | None  # (2 max_lag + 1,), NaN where no pair is valid
+    best_lag: int | None
+
+
+@dataclass(eq=False)
+class _Job:
+    clip: int
+    window: Window
+    visual: FloatArray  # (T, Fv)
+    audio: FloatArray | None  # (2 T, Fa)
+    mask: NDArray[np.bool_]  # (T,)
+    waiting: int  # crops and sound not encoded yet
+    previous: "_Job | None" = None  # whose last frames are this one's first
+    crops: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+
+class Scorer:
+    """Give it windows with `add`; take scores from `run` (full batches) or `flush` (everything)."""
+
+    def __init__(self, runtime: Runtime, *, model: ModelConfig, execution: ExecutionConfig) -> None:
+        self._runtime = runtime
+        self._model = model
+        self._batch_frames = execution.batch_frames
+        self._batch_windows = execution.batch_windows
+        self._frames: deque[tuple[_Job, int]] = deque()  # a job and a row of its `crops`
+        self._sounds: deque[tuple[_Job, FloatArray]] = deque()
+        self._ready: deque[_Job] = deque()
+        self._last: dict[tuple[int, int], _Job] = {}  # the latest window of each clip and track
+
+    def add(self, clip: int, window: Window) -> None:
+        """Queue one window of the clip numbered `clip`. Windows of a track come in order."""
+        model = self._model
+        mask = np.arange(model.frames) < window.frames
+        job = _Job(
+            clip=clip,
+            window=_without_arrays(window),
+            visual=np.zeros((model.frames, model.visual.feature_size), np.float32),
+            audio=None,
+            mask=mask,
+            waiting=len(window.new_crops) + (window.mel is not None),
+            crops=window.new_crops,
+        )
+        if 0 < len(window.new_crops) < window.frames:
+            job.previous = self._last[clip, window.track]
+        if len(window.new_crops):
+            self._last[clip, window.track] = job
+        self._frames.extend((job, row) for row in range(len(window.new_crops)))
+        if window.mel is not None:
+            self._sounds.append((job, window.mel))
+        if job.waiting == 0:
+            self._ready.append(job)
+
+    def forget(self, clip: int) -> None:
+        """Drop all that is queued or kept of a clip: it is finished, or has failed."""
+        self._last = {key: job for key, job in self._last.items() if key[0] != clip}
+        self._frames = deque(item for item in self._frames if item[0].clip != clip)
+        self._sounds = deque(item for item in self._sounds if item[0].clip != clip)
+        self._ready = deque(job for job in self._ready if job.clip != clip)
+
+    def run(self) -> Iterator[tuple[int, WindowScore]]:
+        """Run every full batch; yields (clip, score)."""
+        while len(self._frames) >= self._batch_frames:
+            self._encode_frames()
+        while len(self._sounds) >= self._batch_windows:
+            self._encode_sounds()
+        while len(self._ready) >= self._batch_windows:
+            yield from self._run_head()
+
+    def flush(self) -> Iterator[tuple[int, WindowScore]]:
+        """Run everything that is queued, in batches as full as they get; yields (clip, score)."""
+        while self._frames:
+            self._encode_frames()
+        while self._sounds:
+            self._encode_sounds()
+        while self._ready:
+            yield from self._run_head()
+
+    def _encode_frames(self) -> None:
+        items = [self._frames.popleft() for _ in range(min(self._batch_frames, len(self._frames)))]
+        crops = np.stack([job.crops[row] for job, row in items if job.crops is not None])
+        index = np.array([job.window.frames - len(job.crops) + row for job, row in items if job.crops is not None], np.int64)
+        for (job, row), place, feature in zip(items, index, self._runtime.encode_frames(crops, index), strict=True):
+            assert job.crops is not None
+            job.visual[place] = feature
+            last = row == len(job.crops) - 1
+            if last:
+                if job.previous is not None:
+                    shift = job.window.first_frame - job.previous.window.first_frame
+                    shared = job.window.frames - len(job.crops)
+                    job.visual[:shared] = job.previous.visual[shift : shift + shared]
+                    job.previous = None
+                job.crops = None
+            self._arrived(job)
+
+    def _encode_sounds(self) -> None:
+        items = [self._sounds.popleft() for _ in range(min(self._batch_windows, len(self._sounds)))]
+        features = self._runtime.encode_sound(np.stack([mel for _, mel in items]), np.stack([job.mask for job, _ in items]))
+        for (job, _), feature in zip(items, features, strict=True):
+            job.audio = feature
+            self._arrived(job)
+
+    def _arrived(self, job: _Job) -> None:
+        job.waiting -= 1
+        if job.waiting == 0:
+            self._ready.append(job)
+
+    def _run_head(self) -> Iterator[tuple[int, WindowScore]]:
+        jobs = [self._ready.popleft() for _ in range(min(self._batch_windows, len(self._ready)))]
+        silence = np.zeros((2 * self._model.frames, self._model.audio.hidden_size), np.float32)
+        audio = np.stack([silence if job.audio is None else job.audio for job in jobs])
+        output = self._runtime.run_head(np.stack([job.visual for job in jobs]), audio, np.stack([job.mask for job in jobs]))
+        for row, job in enumerate(jobs):
+            yield job.clip, _score(job, output, row)
+
+
+def _without_arrays(window: Window) -> Window:
+    changes: dict[str, Any] = {"new_crops": window.new_crops[:0], "mel": None}
+    return type(window)(**{**window.__dict__, **changes})
+
+
+def _score(job: _Job, output: HeadOutput, row: int) -> WindowScore:
+    seen, heard = job.window.track >= 0, job.audio is not None
+    both = seen and heard
+    valid = output.lag_valid[row]
+    return WindowScore(
+        window=job.window,
+        logit_visual=float(output.logit_visual[row]) if seen else None,
+        logit_audio=float(output.logit_audio[row]) if heard else None,
+        logit_fused=float(output.logit_fused[row]) if both else None,
+        matched=output.matched[row, : job.window.frames] if both else None,
+        lag_profile=np.where(valid, output.lag_profile[row], np.float32(np.nan)) if both else None,
+        best_lag=int(output.best_lag[row]) if both and valid.any() else None,
+    )

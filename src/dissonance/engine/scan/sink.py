@@ -1,0 +1,116 @@
+"""The sink: rows into shards, shards into the ledger, and at the end one table of each kind.
+
+A shard is three Parquet files of one id. Each is written beside its place, synced, renamed; then the folder is synced; then one ledger transaction
+names the id. Files of an id the ledger does not name are leftovers of a kill and are deleted on resume.
+"""
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dissonance.config import ExecutionConfig
+from dissonance.engine.scan.ledger import Ledger, Stamp
+from dissonance.engine.scan.rows import TABLES, Row
+from dissonance.engine.scan.verdict import FileVerdict
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes `path` at the end, synced, or disappears where the block fails."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Sink:
+    """Takes verdicts; every one that `close` or an earlier flush has committed survives any kill."""
+
+    def __init__(self, out: Path, ledger: Ledger, *, execution: ExecutionConfig) -> None:
+        self._out = out
+        self._shards = out / "shards"
+        self._ledger = ledger
+        self._execution = execution
+        self._rows: dict[str, list[Row]] = {name: [] for name in TABLES}
+        self._entries: list[tuple[int, str, Stamp, str | None]] = []
+        self._opened_s = time.monotonic()
+        self._shards.mkdir(parents=True, exist_ok=True)
+        self._delete_unnamed()
+
+    def _delete_unnamed(self) -> None:
+        named = set(self._ledger.shards())
+        for path in self._shards.iterdir():
+            _, _, shard = path.name.removesuffix(".parquet").partition("-")
+            if path.name.startswith(".") or shard not in named:
+                path.unlink()
+
+    def add(self, number: int, verdict: FileVerdict, stamp: Stamp) -> None:
+        """Take one input's rows, and write a shard when one is full or old."""
+        self._rows["files"].append(verdict.file)
+        self._rows["tracks"].extend(verdict.tracks)
+        self._rows["windows"].extend(verdict.windows)
+        content_hash = verdict.file["content_hash"]
+        assert content_hash is None or isinstance(content_hash, str)
+        self._entries.append((number, str(verdict.file["status"]), stamp, content_hash))
+        if len(self._entries) >= self._execution.shard_files:
+            self.flush()
+
+    def flush_if_old(self) -> None:
+        """Write what there is if the shard has been open for long, so that a kill costs little."""
+        if self._entries and time.monotonic() - self._opened_s >= self._execution.shard_interval_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write a shard of what there is."""
+        self._opened_s = time.monotonic()
+        if not self._entries:
+            return
+        shard = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+        for name, schema in TABLES.items():
+            with replacing(self._shards / f"{name}-{shard}.parquet") as partial:
+                pq.write_table(pa.Table.from_pylist(self._rows[name], schema=schema), partial)
+        self._ledger.commit_shard(shard, self._entries)
+        self._entries.clear()
+        for rows in self._rows.values():
+            rows.clear()
+
+    def merge(self, *, progress: Callable[[], None] = lambda: None) -> None:
+        """Write OUT/{files,tracks,windows}.{parquet,jsonl} from the shards, one shard in memory at a time."""
+        shards = self._ledger.shards()
+        for name, schema in TABLES.items():
+            with (
+                replacing(self._out / f"{name}.parquet") as parquet,
+                replacing(self._out / f"{name}.jsonl") as jsonl,
+                pq.ParquetWriter(parquet, schema) as writer,
+                jsonl.open("w", encoding="utf-8") as lines,
+            ):
+                for shard in shards:
+                    table = pq.read_table(self._shards / f"{name}-{shard}.parquet", schema=schema)
+                    keep = pa.array(sorted(self._ledger.uris_of(shard)), pa.string())
+                    table = table.filter(pc.is_in(table["uri"], value_set=keep))
+                    if table.num_rows:
+                        writer.write_table(table)
+                    for row in table.to_pylist():
+                        lines.write(json.dumps(row) + "\n")
+                    progress()

@@ -1,0 +1,141 @@
+"""Sources: what the user points at, turned into a stream of inputs.
+
+A file, a folder (walked, links to folders not followed), a glob, or a manifest (CSV, JSONL or Parquet with a `uri` column).
+In a folder, names with a listed extension are inputs and everything else is counted as skipped; a path named by the user or by a manifest is
+always an input, so it always gets a row.
+"""
+
+import csv
+import glob
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dissonance.errors import UsageError
+
+MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One thing to be accounted for. `path` is what is opened; `uri` is how the rows name it (always valid Unicode)."""
+
+    uri: str
+    path: str
+
+    @classmethod
+    def of(cls, path: str) -> "Input":
+        return cls(uri=os.fsencode(path).decode("utf-8", "backslashreplace"), path=path)
+
+
+class Sources:
+    """Iterate for the inputs, in a fixed order; `skipped` counts what a folder held besides."""
+
+    def __init__(self, sources: Iterable[str], *, extensions: Iterable[str]) -> None:
+        self._sources = list(sources)
+        self._extensions = tuple(extension.lower() for extension in extensions)
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[Input]:
+        self.skipped = 0
+        for source in self._sources:
+            yield from self._expand(source)
+
+    def _expand(self, source: str) -> Iterator[Input]:
+        path = Path(source)
+        if path.is_dir():
+            yield from self._walk(source)
+        elif path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
+            yield from read_manifest(path)
+        elif not os.path.lexists(source) and glob.has_magic(source):
+            matches = sorted(glob.iglob(source, recursive=True))
+            if not matches:
+                raise UsageError(f"No file matches '{source}'. Check the pattern, and quote it so that the shell does not expand it.")
+            for match in matches:
+                if Path(match).is_dir():
+                    yield from self._walk(match)
+                else:
+                    yield Input.of(match)
+        else:
+            yield Input.of(source)
+
+    def _walk(self, folder: str) -> Iterator[Input]:
+        try:
+            with os.scandir(folder) as entries:
+                children = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            yield Input.of(folder)  # gets a row that says it cannot be read: what is inside is not silently lost
+            return
+        for child in children:
+            listed = child.name.lower().endswith(self._extensions)
+            if child.is_dir(follow_symlinks=False):
+                if listed:
+                    yield Input.of(child.path)  # a folder under a video's name: a row says so
+                yield from self._walk(child.path)
+            elif listed:
+                yield Input.of(child.path)
+            else:
+                self.skipped += 1
+
+
+def read_manifest(path: Path) -> Iterator[Input]:
+    """The inputs a manifest names; relative ones are relative to the manifest's folder. Raises UsageError that names line and value."""
+    rows = {".csv": _csv_uris, ".jsonl": _jsonl_uris, ".parquet": _parquet_uris}[path.suffix.lower()](path)
+    try:
+        for where, uri in rows:
+            if not isinstance(uri, str) or not uri or "\0" in uri:
+                raise UsageError(f"Manifest '{path}', {where}: 'uri' is {uri!r:.80}. Give each row the path of a file.")
+            yield Input.of(uri if "://" in uri else str(path.parent / uri))
+    except OSError as error:
+        raise UsageError(f"Cannot read manifest '{path}': {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"Manifest '{path}' is not UTF-8 text: {error}.") from error
+
+
+def _no_uri(path: Path, columns: Iterable[str]) -> UsageError:
+    return UsageError(f"Manifest '{path}' has no 'uri' column. Its columns are: {', '.join(str(column) for column in columns)!r:.200}.")
+
+
+def _csv_uris(path: Path) -> Iterator[tuple[str, object]]:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        try:
+            if "uri" not in (reader.fieldnames or ()):
+                raise _no_uri(path, reader.fieldnames or ())
+            for row in reader:
+                yield f"line {reader.line_num}", row["uri"]
+        except csv.Error as error:
+            raise UsageError(f"Manifest '{path}', line {reader.line_num}: not CSV: {error}.") from error
+
+
+def _jsonl_uris(path: Path) -> Iterator[tuple[str, object]]:
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"Manifest '{path}', line {number}: not JSON: {error}.") from error
+            if not isinstance(row, dict) or "uri" not in row:
+                raise UsageError(f"Manifest '{path}', line {number}: no 'uri' key in {line.strip()!r:.80}.")
+            yield f"line {number}", row["uri"]
+
+
+def _parquet_uris(path: Path) -> Iterator[tuple[str, object]]:
+    try:
+        with pq.ParquetFile(path) as table:
+            if "uri" not in table.schema_arrow.names:
+                raise _no_uri(path, table.schema_arrow.names)
+            number = 0
+            for batch in table.iter_batches(columns=["uri"], batch_size=4096):
+                for value in batch.column(0).to_pylist():
+                    yield f"row {number}", value
+                    number += 1
+    except pa.ArrowException as error:
+        raise UsageError(f"Manifest '{path}' is not a Parquet file that can be read: {error}.") from error
