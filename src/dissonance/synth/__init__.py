@@ -1,0 +1,23 @@
+"""Synthetic talking-head clips: drawn faces whose mouths follow speech-like sound, and forgeries of their timing. No torch."""
+
+from dissonance.synth.clip import Clip, ClipTruth, render_clip
+from dissonance.synth.config import FORGERIES, Forgery, SynthConfig, TimingForgery
+from dissonance.synth.dataset import ClipRow, describe, generate
+from dissonance.synth.mux import write_clip
+from dissonance.synth.plan import ClipPlan, plan_clip
+
+__all__ = [
+    "FORGERIES",
+    "Clip",
+    "ClipPlan",
+    "ClipRow",
+    "ClipTruth",
+    "Forgery",
+    "SynthConfig",
+    "TimingForgery",
+    "describe",
+    "generate",
+    "plan_clip",
+    "render_clip",
+    "write_clip",
+]
