@@ -22,8 +22,10 @@ ALLOWED = {
     "export": BASE | {"model", "engine", "kernels"},
     "training": BASE | {"model", "engine", "kernels", "synth"},
     "doctor": BASE | {"engine"},
-    "console": BASE | {"engine", "doctor"},
+    "benchmarks": BASE,
+    "console": BASE | {"engine", "doctor", "synth"},
     "cli": None,  # anything
+    "__main__": None,
 }
 EXTRA_PERMISSION = {("engine/runtime/torch_runtime.py", "model")}  # the one place where the engine may know the torch network
 

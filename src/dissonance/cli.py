@@ -25,6 +25,7 @@ bench_app = typer.Typer(help="Measure speed, as ratios within one run.", no_args
 app.add_typer(bench_app, name="bench")
 
 _SHOWN_ROWS = 40
+_ARGUMENT_ERROR: Any = typer.BadParameter.__mro__[2]  # click's ClickException; newer releases of typer carry a click of their own
 
 BundleOption = Annotated[str, typer.Option("--bundle", help="A bundle folder, or the name of one that ships with the package.", metavar="NAME|DIR")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Results for machines: JSON on stdout.")]
@@ -94,10 +95,11 @@ def scan(
         with (out / "files.jsonl").open(encoding="utf-8") as lines:
             sys.stdout.writelines(lines)
     else:
+        screen = stdout()
         with (out / "files.jsonl").open(encoding="utf-8") as lines:
-            stdout().print(files_table((json.loads(line) for line in lines), title=opened.warning, most=_SHOWN_ROWS))
+            screen.print(files_table((json.loads(line) for line in lines), title=opened.warning, most=_SHOWN_ROWS, width=screen.width))
         if summary.inputs > _SHOWN_ROWS:
-            stdout().print(f"... and {summary.inputs - _SHOWN_ROWS} more")
+            screen.print(f"... and {summary.inputs - _SHOWN_ROWS} more")
     for line in summary_lines(summary, str(out)):
         (console if as_json else stdout()).print(line, markup=False)
     if summary.failed > max_failures:
@@ -134,6 +136,92 @@ def inspect(
         inspection(stdout(), summary, verdict, warning=opened.warning)
 
 
+@app.command(epilog="Example: dissonance synth clips --count 20 --seed 1     Sound 3 frames late: dissonance synth late --shift 3")
+def synth(
+    folder: Annotated[Path, typer.Argument(help="Where the clips go.", metavar="DIR")],
+    count: Annotated[int, typer.Option(min=1, help="How many clips.")] = 20,
+    seed: Annotated[int, typer.Option(help="Same seed, same clips.")] = 0,
+    shift: Annotated[int, typer.Option(help="All clips real, their sound moved so many frames later.")] = 0,
+    people: Annotated[int | None, typer.Option(min=1, max=2, help="Faces in each clip; one speaks. [default: mostly 1]")] = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds a clip. [default: 4]")] = None,
+    size: Annotated[str | None, typer.Option(help="Picture size. [default: 320x240]", metavar="WxH")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier synthetic data set in DIR.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make synthetic talking-head clips, real and with timing forgeries, in FakeAVCeleb's folder layout with its meta_data.csv."""
+    from dissonance.console import clips_table, counted, printable, stderr, stdout
+    from dissonance.synth.config import SynthConfig
+    from dissonance.synth.dataset import generate
+
+    data: dict[str, Any] = {"shift_frames": shift}
+    if people is not None:
+        data["two_person_share"] = people - 1
+    if duration is not None:
+        data["duration_s"] = duration
+    if size is not None:
+        width, _, height = size.partition("x")
+        data.update(width=width, height=height)
+    config = parse_config(SynthConfig, data, origin="from the command line")
+    rows = counted(stderr(), "drawing clips", count, generate(folder, count=count, seed=seed, config=config, overwrite=overwrite))
+    if as_json:
+        for row in rows:
+            print(json.dumps({**asdict(row), "file": str(folder / row.file)}))
+    else:
+        stdout().print(clips_table(rows, most=_SHOWN_ROWS))
+        stdout().print(f"{count} clips in {printable(str(folder))}, listed in meta_data.csv", markup=False)
+
+
+@app.command(epilog="Example: dissonance export --random-weights --preset base -o bundle     dissonance export model.safetensors -o bundle")
+def export(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle folder to make.")],
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint (.safetensors).", metavar="[CHECKPOINT]")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="An untrained network, for throughput work.")] = False,
+    preset: Annotated[str | None, typer.Option(help="demo, base, large, or a YAML file; with --random-weights.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a checkpoint into a bundle that scans: ONNX graphs, weights, hashes, checked against torch before it is finished."""
+    from dissonance.console import printable, stderr, stdout
+    from dissonance.export.make import export_bundle
+
+    console = stderr()
+    bundle = export_bundle(
+        checkpoint=checkpoint,
+        random_weights=random_weights,
+        preset=preset,
+        seed=seed,
+        out=out,
+        overwrite=overwrite,
+        progress=lambda line: console.print(line, markup=False),
+    )
+    if as_json:
+        print(json.dumps({"path": str(bundle.path), "id": bundle.id, **bundle.spec.model_dump(mode="json")}))
+    else:
+        stdout().print(f"bundle {printable(str(bundle.path))} ({bundle.id[:12]})" + (f": {bundle.warning}" if bundle.warning else ""), markup=False)
+
+
+@bench_app.command("run", epilog="Example: dissonance bench run cpu-decode")
+def bench_run(
+    rung: Annotated[str, typer.Argument(help="What to measure: cpu-decode.")],
+    save: Annotated[bool, typer.Option("--save", help="Append the results to bench/results/.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure one rung of the ladder in bench/ (in a checkout of the repository)."""
+    from dissonance.benchmarks import run_rung, save_rows
+    from dissonance.console import bench_table, stderr, stdout
+
+    console = stderr()
+    rows = run_rung(rung, tell=lambda line: console.print(line, markup=False))
+    if save:
+        save_rows(rung, rows)
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        stdout().print(bench_table(rung, rows))
+
+
 @app.command(epilog="Example: dissonance doctor")
 def doctor(as_json: JsonOption = False) -> None:
     """Say what is usable on this machine, and why what is not, is not."""
@@ -168,7 +256,10 @@ def main() -> None:
         sys.exit(errors.EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(errors.EXIT_OK)  # the reader of our output has seen enough
-    except Exception:
+    except Exception as error:
+        if isinstance(error, _ARGUMENT_ERROR):
+            error.show()
+            sys.exit(errors.EXIT_USAGE)
         traceback.print_exc()
         print("This is a bug in Dissonance, not in your files. Please report it with the lines above.", file=sys.stderr)
         sys.exit(errors.EXIT_BUG)

@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +14,7 @@ from dissonance.doctor import Finding
 from dissonance.engine.media.clip import ClipSummary
 from dissonance.engine.scan.pipeline import ScanSummary
 from dissonance.engine.scan.verdict import FileVerdict
+from dissonance.synth.dataset import ClipRow
 
 _PLAIN_INTERVAL_S = 10.0
 
@@ -23,14 +24,21 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text)
 
 
+_PLAIN_WIDTH = 160  # of tables in a pipe or a file, where there is no screen to fit
+
+
+def _console(file: TextIO) -> Console:
+    return Console(file=file, highlight=False, width=None if file.isatty() else _PLAIN_WIDTH)
+
+
 def stdout() -> Console:
     """Where results go."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _console(sys.stdout)
 
 
 def stderr() -> Console:
     """Where everything else goes."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return _console(sys.stderr)
 
 
 class ScanProgress:
@@ -100,17 +108,32 @@ def _number(value: Any, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def files_table(rows: Iterable[dict[str, Any]], *, title: str | None, most: int) -> Table:
-    """The first `most` rows of a scan as a table."""
+_NARROW = 120  # columns of a terminal below which the single heads' scores are left to the files
+
+
+def files_table(rows: Iterable[dict[str, Any]], *, title: str | None, most: int, width: int) -> Table:
+    """The first `most` rows of a scan as a table for a screen of `width` columns."""
+    scores = {
+        "p_fake": "p_fake",
+        "p_visual": "p_visual",
+        "p_audio": "p_audio",
+        "match_similarity": "match",
+        "best_lag_frames": "lag",
+        "tracks": "tracks",
+    }
+    if width < _NARROW:
+        scores = {"p_fake": "p_fake", "best_lag_frames": "lag"}
     table = Table(title=title and escape(title), title_style="bold yellow", title_justify="left")
-    for heading in ("file", "status", "label", "p_fake", "p_visual", "p_audio", "match", "lag", "tracks", "reason"):
-        table.add_column(heading, overflow="fold", no_wrap=heading not in ("file", "reason"))
+    table.add_column("file", overflow="fold", min_width=16)
+    for heading in ("status", "label", *scores.values()):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("reason", overflow="fold", min_width=8)
     for row, _ in zip(rows, range(most), strict=False):
         table.add_row(
             escape(printable(row["uri"])),
             row["status"],
             row["label"] or "",
-            *(_number(row[name]) for name in ("p_fake", "p_visual", "p_audio", "match_similarity", "best_lag_frames", "tracks")),
+            *(_number(row[name]) for name in scores),
             escape(printable(f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"] or "")),
         )
     return table
@@ -146,16 +169,17 @@ def inspection(console: Console, summary: ClipSummary, verdict: FileVerdict, *, 
     console.print(f"{printable(row['uri'])}: {info.container}, {summary.duration_s:.2f} s", markup=False)
     if info.video:
         video = info.video
+        rate = "?" if video.fps is None else f"{video.fps:g}"
         console.print(
-            f"  picture: stream {video.index} of {info.video_streams} video, {video.codec} {video.width}x{video.height} {video.pixel_format}, "
-            f"{_number(video.fps) or '?'} fps{' (variable)' if summary.variable_frame_rate else ''}, turned {video.rotation_deg} deg, "
-            f"starts at {video.start_s:.3f} s, {summary.frames_decoded} frames decoded, {summary.frames_dropped} dropped",
+            f"  picture: stream #{video.index}, {video.codec} {video.width}x{video.height} {video.pixel_format}, {rate} fps"
+            f"{' (variable)' if summary.variable_frame_rate else ''}, turned {video.rotation_deg} deg, starts at {video.start_s:.3f} s, "
+            f"{summary.frames_decoded} frames decoded, {summary.frames_dropped} dropped",
             markup=False,
         )
     if info.audio:
         audio = info.audio
         console.print(
-            f"  sound:   stream {audio.index} of {info.audio_streams} audio, {audio.codec} {audio.sample_rate_hz} Hz, {audio.channels} channel(s), "
+            f"  sound:   stream #{audio.index}, {audio.codec} {audio.sample_rate_hz} Hz, {audio.channels} channel(s), "
             f"starts at {audio.start_s:.3f} s, speech in {_number(summary.speech_fraction, 2) or 'none'} of it",
             markup=False,
         )
@@ -198,6 +222,38 @@ def _track_timeline(console: Console, track: dict[str, Any], windows: list[dict[
             _number(window["speech_fraction"], 2),
         )
     console.print(table)
+
+
+Item = TypeVar("Item")
+
+
+def counted(console: Console, what: str, total: int, items: Iterable[Item]) -> Iterator[Item]:
+    """Pass items on while showing how many of `total` have come: a bar on a terminal, a plain line at the start elsewhere."""
+    if not console.is_terminal:
+        console.print(f"{what}: {total}", markup=False)
+        yield from items
+        return
+    columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield from bar.track(items, total=total)
+
+
+def clips_table(rows: Iterable[ClipRow], *, most: int) -> Table:
+    """The first `most` synthetic clips; all are made."""
+    table = Table("clip", "type", "forgery", "split", "shift", "people")
+    for number, row in enumerate(rows):
+        if number < most:
+            table.add_row(str(row.file), row.type, row.forgery, row.split, str(row.shift_frames), "1" if row.companion == "-" else "2")
+    return table
+
+
+def bench_table(rung: str, rows: Iterable[dict[str, Any]]) -> Table:
+    """What a rung of the ladder measured."""
+    table = Table("what", "value", "limit", "holds", "how", title=escape(rung), title_justify="left")
+    for row in rows:
+        holds = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[row["holds"]]
+        table.add_row(escape(row["what"]), _number(row["value"], 2), escape(row["limit"] or ""), holds, escape(row["how"]))
+    return table
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:

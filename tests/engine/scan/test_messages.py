@@ -15,7 +15,8 @@ from dissonance.engine.scan.messages import Crashed, Failed, Heartbeat, Opened, 
 
 @given(path=st.binary(min_size=1).map(os.fsdecode), number=st.integers(0, 2**40))
 def test_a_task_survives_whatever_bytes_its_path_is_made_of(path: str, number: int) -> None:
-    assert decode_task(encode_task(Task(number, path))) == Task(number, path)
+    task = Task(number, path, "uri")
+    assert decode_task(encode_task(task)) == task
 
 
 @pytest.mark.parametrize("message", [Ready(), Heartbeat(), Opened("ab", 3), Opened(None, None), Failed("corrupt", "x\ny"), Crashed("é")])

@@ -25,7 +25,8 @@ class Task:
     """To the worker: one file."""
 
     id: int
-    path: str
+    path: str  # what is opened
+    uri: str  # how rows and given boxes name it
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ class ProtocolError(Exception):
 
 def encode_task(task: Task) -> bytes:
     """A task as bytes; the path survives whatever bytes it is made of."""
-    return json.dumps({"id": task.id, "path": base64.b64encode(os.fsencode(task.path)).decode()}).encode()
+    return json.dumps({"id": task.id, "path": base64.b64encode(os.fsencode(task.path)).decode(), "uri": task.uri}).encode()
 
 
 def decode_task(data: bytes) -> Task:
     """The inverse of `encode_task`."""
     fields = json.loads(data)
-    return Task(id=fields["id"], path=os.fsdecode(base64.b64decode(fields["path"])))
+    return Task(id=fields["id"], path=os.fsdecode(base64.b64decode(fields["path"])), uri=fields["uri"])
 
 
 def encode(message: Message) -> bytes:

@@ -171,7 +171,7 @@ class Scan:
         for number, item in ledger.pending():
             self._next_id += 1
             builder = VerdictBuilder(uri=item.uri, bundle=self._bundle, scan=self._config, runtime=self._runtime.name)
-            yield _Clip(number, Task(self._next_id, item.path), Stamp.of(item.path), builder, tries=1)
+            yield _Clip(number, Task(self._next_id, item.path, item.uri), Stamp.of(item.path), builder, tries=1)
 
     # ------------------------------------------------------------------------------------------------------- the main loop
 
@@ -223,7 +223,7 @@ class Scan:
         self._retried += 1
         self._next_id += 1
         builder = clip.builder.anew()
-        self._retries.append(_Clip(clip.number, Task(self._next_id, clip.task.path), Stamp.of(clip.task.path), builder, tries=clip.tries + 1))
+        self._retries.append(_Clip(clip.number, Task(self._next_id, clip.task.path, clip.task.uri), Stamp.of(clip.task.path), builder, tries=clip.tries + 1))
 
     def _deliver(self, scores: Iterator[tuple[int, WindowScore]], sink: Sink) -> None:
         for task_id, score in scores:

@@ -85,7 +85,7 @@ def main(descriptor: int) -> None:
             if "://" in task.path and not path.exists():
                 raise MediaError("refused", "this release scans local files only; copy the file here, or mount its storage")
             connection.send_bytes(encode(hash_file(path, heart)))
-            for part in read_clip(path, model=model, crop=crop, mel=mel, scan=scan, detector=detector, progress=heart.beat):
+            for part in read_clip(path, uri=task.uri, model=model, crop=crop, mel=mel, scan=scan, detector=detector, progress=heart.beat):
                 connection.send_bytes(encode(part))
         except MediaError as error:
             connection.send_bytes(encode(Failed(reason=error.reason, detail=error.detail)))

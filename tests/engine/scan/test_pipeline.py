@@ -1,0 +1,162 @@
+"""A scan's promises: every input accounted for, scores that depend on nothing but the file, resumable after any kill."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pyarrow.parquet as pq
+import pytest
+
+from dissonance.engine.scan.rows import TABLES
+from dissonance.errors import UsageError
+from tests.engine.scan.runs import Rows, assert_same_rows, by_uri, read_rows, run_scan
+
+
+def test_every_clip_is_scored_with_where_and_how(clips: list[Path], reference: Rows) -> None:
+    for clip in clips:
+        row = reference[str(clip)]
+        with av.open(str(clip)) as container:
+            frames = sum(1 for _ in container.decode(video=0))
+        assert row["status"] == "scored"
+        assert row["frames_decoded"] == frames
+        assert (row["video_codec"], row["audio_codec"], row["decoder"]) == ("h264", "aac", "pyav")
+        assert 0 <= row["p_fake"] <= 1
+        assert row["modalities"] == "av"
+        assert row["trained_on"] == json.loads((Path(__file__).parents[3] / "src/dissonance/bundles/demo/bundle.json").read_text())["trained_on"]
+    assert reference[str(clips[-1])]["tracks"] == 2
+    assert all(reference[str(clip)]["tracks"] == 1 for clip in clips[:-1])
+
+
+@pytest.mark.parametrize(
+    ("execution", "backwards"),
+    [
+        ({"workers": 1, "batch_frames": 1, "batch_windows": 1}, False),
+        ({"workers": 2, "batch_frames": 16, "batch_windows": 16}, True),
+        ({"workers": 2, "batch_frames": 500, "batch_windows": 7, "shard_files": 1}, False),
+    ],
+)
+def test_scores_do_not_depend_on_how_the_work_is_laid_out(
+    clips: list[Path], reference: Rows, tmp_path: Path, execution: dict[str, int], backwards: bool
+) -> None:
+    run_scan(clips[::-1] if backwards else clips, tmp_path / "out", **execution)
+    assert_same_rows(by_uri(tmp_path / "out"), reference)
+
+
+def test_the_three_tables_agree_in_both_formats(clips: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_scan(clips[-2:], out)
+    for table, schema in TABLES.items():
+        rows = pq.read_table(out / f"{table}.parquet")
+        assert rows.schema == schema
+        assert rows.to_pylist() == read_rows(out, table)
+    files, tracks, windows = (read_rows(out, table) for table in TABLES)
+    for row in files:
+        mine = [window for window in windows if window["uri"] == row["uri"]]
+        assert len(mine) == row["windows"]
+        assert {window["track"] for window in mine} == {track["track"] for track in tracks if track["uri"] == row["uri"]}
+        deciding = [track["p_fake"] for track in tracks if track["uri"] == row["uri"] and (track["speaker"] or row["offscreen_voice"])]
+        assert row["p_fake"] == max(deciding)
+    assert not list(out.glob(".*"))
+    manifest = json.loads((out / "run.json").read_text())
+    assert manifest["summary"]["inputs"] == 2
+    assert "UNTRAINED" in manifest["warning"] or "synthetic" in manifest["warning"]
+
+
+def test_resume_decodes_nothing_again_and_finds_what_changed(clips: list[Path], tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    names = ["a.mp4", "b.mp4", "c.mp4"]
+    for name, clip in zip(names, clips, strict=False):
+        shutil.copy(clip, folder / name)
+    assert run_scan([folder], out).decoded == 3
+    first = by_uri(out)
+    with pytest.raises(UsageError, match="--resume"):
+        run_scan([folder], out)
+
+    again = run_scan([folder], out, resume=True)
+    assert (again.inputs, again.decoded, again.resumed) == (3, 0, 3)
+    assert by_uri(out) == first
+
+    os.utime(folder / "a.mp4")  # another time stamp, the same content
+    shutil.copy(clips[3], folder / "b.mp4")  # other content
+    shutil.copy(clips[4], folder / "d.mp4")  # a new file
+    changed = run_scan([folder], out, resume=True)
+    assert (changed.inputs, changed.decoded, changed.resumed) == (4, 2, 2)
+    rows = by_uri(out)
+    assert rows[str(folder / "a.mp4")] == first[str(folder / "a.mp4")]
+    assert rows[str(folder / "b.mp4")]["content_hash"] != first[str(folder / "b.mp4")]["content_hash"]
+    assert len(rows) == 4
+
+
+def test_another_configuration_is_another_run(clips: list[Path], tmp_path: Path) -> None:
+    from dissonance.config import LimitsConfig, ScanConfig
+
+    run_scan(clips[:1], tmp_path / "out")
+    with pytest.raises(UsageError, match="another scan config"):
+        run_scan(clips[:1], tmp_path / "out", resume=True, config=ScanConfig(limits=LimitsConfig(min_frames=11)))
+
+
+def test_out_must_be_new_or_a_run(clips: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.doc").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        run_scan(clips[:1], tmp_path / "out")
+
+
+def test_an_input_named_twice_has_one_row(clips: list[Path], tmp_path: Path) -> None:
+    summary = run_scan([clips[0], clips[0], clips[0].parent], tmp_path / "out")
+    assert summary.repeated == 2
+    assert len(by_uri(tmp_path / "out")) == summary.inputs == 1
+
+
+def start_scan(sources: list[Path], out: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dissonance", "scan", *map(str, sources), "-o", str(out), *options]
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def test_ten_kills_at_random_moments_lose_and_double_nothing(clips: list[Path], reference: Rows, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    expected = {}
+    for copy in range(4):
+        for number, clip in enumerate(clips):
+            name = folder / f"{copy}{number}.mp4"
+            name.symlink_to(clip)
+            expected[str(name)] = {**reference[str(clip)], "uri": str(name)}
+    config = tmp_path / "scan.yaml"
+    config.write_text("execution: {workers: 2, threads: 1, shard_files: 1}\n")
+    moments = random.Random(11)
+    for _ in range(10):
+        process = start_scan([folder], out, "--config", str(config), "--resume")
+        with pytest.raises(subprocess.TimeoutExpired):  # or it was done before it could be killed
+            process.wait(timeout=moments.uniform(0.5, 4.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    run_scan([folder], out, resume=True)
+    assert_same_rows(by_uri(out), expected)
+    assert pq.read_table(out / "windows.parquet").num_rows == sum(row["windows"] for row in expected.values())
+
+
+def test_ctrl_c_ends_cleanly_and_can_be_resumed(clips: list[Path], reference: Rows, tmp_path: Path) -> None:
+    config = tmp_path / "scan.yaml"
+    config.write_text("execution: {workers: 1, threads: 1}\n")
+    out = tmp_path / "out"
+    process = start_scan(clips, out, "--config", str(config))
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(b"scanning"):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert b"Traceback" not in stderr
+    with pytest.raises(ProcessLookupError):  # no worker outlives the scan
+        os.killpg(process.pid, 0)
+    run_scan(clips, out, resume=True)
+    assert_same_rows(by_uri(out), reference)
