@@ -84,7 +84,7 @@ def test_a_missing_file_and_a_missing_bundle_are_named(bundle: Bundle, tmp_path:
     (bundle.path / "audio.onnx").unlink()
     with pytest.raises(BundleError, match=r"cannot read 'audio\.onnx'"):
         open_bundle(bundle.path)
-    with pytest.raises(BundleError, match="No bundle 'nowhere'.*demo"):
+    with pytest.raises(BundleError, match=r"No bundle 'nowhere'.*demo"):
         open_bundle("nowhere")
     with pytest.raises(BundleError, match="not a bundle"):
         open_bundle(tmp_path)

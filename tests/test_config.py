@@ -23,16 +23,15 @@ from dissonance.errors import ConfigError
 
 def test_presets_have_the_published_geometry() -> None:
     assert list_presets() == ["base", "demo", "large"]
-    base, large = load_preset("base"), load_preset("large")
-    assert (base.visual.hidden_size, base.visual.layers, base.visual.patch_size, base.audio.hidden_size, base.audio.layers) == (768, 12, 16, 512, 6)
-    assert (large.visual.hidden_size, large.visual.layers, large.visual.patch_size, large.audio.hidden_size, large.audio.layers) == (
-        1024,
-        24,
-        14,
-        768,
-        12,
-    )
-    assert all((preset.frames, preset.hop, preset.head.tau, preset.head.max_lag) == (32, 32, 0.07, 8) for preset in map(load_preset, list_presets()))
+    visual = {name: load_preset(name).visual for name in ("base", "large")}
+    audio = {name: load_preset(name).audio for name in ("base", "large")}
+    assert {name: (each.hidden_size, each.layers, each.patch_size) for name, each in visual.items()} == {
+        "base": (768, 12, 16),
+        "large": (1024, 24, 14),
+    }
+    assert {name: (each.hidden_size, each.layers, each.heads) for name, each in audio.items()} == {"base": (512, 6, 8), "large": (768, 12, 12)}
+    for preset in map(load_preset, list_presets()):
+        assert (preset.frames, preset.hop, preset.head.tau, preset.head.max_lag) == (32, 32, 0.07, 8)
 
 
 @pytest.mark.parametrize(

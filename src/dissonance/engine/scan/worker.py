@@ -6,7 +6,6 @@ It reads its settings and then one task after another from the socket FD, turns 
 import hashlib
 import json
 import os
-import signal
 import stat
 import sys
 import time
@@ -64,7 +63,6 @@ def hash_file(path: Path, heart: Heart) -> Opened:
 
 def main(descriptor: int) -> None:
     """Serve tasks until the other end closes the socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the scan's to handle; it closes the socket
     cv2.setNumThreads(1)
     connection = Connection(descriptor)
     heart = Heart(connection)

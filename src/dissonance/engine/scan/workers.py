@@ -100,19 +100,24 @@ class WorkerPool:
                 worker.connection.send_bytes(encode_task(task))
 
     def _start(self) -> _Worker:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            for side in (ours, theirs):
-                side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dissonance.engine.scan.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
-        worker = _Worker(process, Connection(ours.detach()))
-        self._workers.append(worker)
+        # Ctrl-C is the scan's to handle: a worker is born with it blocked, and it cannot come between the birth and the worker's being known.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                for side in (ours, theirs):
+                    side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "dissonance.engine.scan.worker", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                )
+            worker = _Worker(process, Connection(ours.detach()))
+            self._workers.append(worker)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with contextlib.suppress(OSError):
             worker.connection.send_bytes(self._settings)
         return worker

@@ -1,0 +1,93 @@
+"""The vision encoder with prompts, against transformers' own layers driven by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig as HFVisionConfig
+from transformers import CLIPVisionModel
+
+from dissonance.model.backbone import load_clip
+from dissonance.model.network import build_network
+from dissonance.model.visual import VisualEncoder
+from tests.model.tiny import FRAMES, tiny_config
+
+
+@pytest.fixture(scope="module")
+def theirs() -> CLIPVisionModel:
+    torch.manual_seed(5)
+    config = HFVisionConfig(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24, image_size=16, patch_size=8)
+    model = CLIPVisionModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def ours_with(theirs: CLIPVisionModel, tmp_path: Any, **prompts: Any) -> VisualEncoder:
+    theirs.save_pretrained(tmp_path)
+    encoder = build_network(tiny_config(prompts=prompts), seed=3).visual.eval()
+    load_clip(encoder, tmp_path)
+    return encoder
+
+
+def by_hand(model: CLIPVisionModel, pixels: Tensor, prompts: Tensor, *, carry: str, readout: str) -> Tensor:
+    """`prompts` (frames, layers, k, size). They are put right behind CLS here, as VPT does: attention must not care."""
+    count = prompts.shape[2]
+    hidden = model.pre_layrnorm(model.embeddings(pixels))
+    cls, patches, carried = hidden[:, :1], hidden[:, 1:], prompts[:, :0, 0]
+    for number, layer in enumerate(model.encoder.layers):
+        carried = torch.cat([prompts[:, number], carried if carry == "accumulate" else carried[:, :0]], dim=1)
+        out = layer(torch.cat([cls, carried, patches], dim=1), None)
+        cls, carried, patches = out[:, :1], out[:, 1 : 1 + carried.shape[1]], out[:, 1 + carried.shape[1] :]
+    of_cls, of_prompt = model.post_layernorm(cls[:, 0]), model.post_layernorm(carried[:, :count]).mean(dim=1)
+    return {"cls": of_cls, "prompt": of_prompt, "cls+prompt": torch.cat([of_cls, of_prompt], dim=1)}[readout]
+
+
+@pytest.mark.parametrize("carry", ["accumulate", "replace"])
+@pytest.mark.parametrize("readout", ["cls", "prompt", "cls+prompt"])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("per_frame", [False, True])
+@torch.inference_mode()
+def test_every_form_equals_transformers_layers_driven_by_hand(
+    theirs: CLIPVisionModel, tmp_path: Any, carry: str, readout: str, count: int, per_frame: bool
+) -> None:
+    encoder = ours_with(theirs, tmp_path, carry=carry, readout=readout, count=count, per_frame=per_frame)
+    assert encoder.prompts is not None
+    pixels, index = torch.rand(4, 3, 16, 16), torch.tensor([5, 0, 2, 5])
+    prompts = encoder.prompts[index] if per_frame else encoder.prompts.expand(4, -1, -1, -1)
+    expected = by_hand(theirs, (pixels - encoder.mean) / encoder.std, prompts, carry=carry, readout=readout)
+    found = encoder(pixels, index if per_frame else None)
+    assert found.shape == (4, encoder.config.feature_size)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_without_prompts_it_is_clip(theirs: CLIPVisionModel, tmp_path: Any) -> None:
+    encoder = ours_with(theirs, tmp_path, count=0)
+    pixels = torch.rand(3, 3, 16, 16)
+    expected = theirs((pixels - encoder.mean) / encoder.std).pooler_output
+    torch.testing.assert_close(encoder(pixels), expected, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_frame_does_not_depend_on_its_batch_mates(theirs: CLIPVisionModel, tmp_path: Any) -> None:
+    encoder = ours_with(theirs, tmp_path)
+    pixels = torch.rand(FRAMES, 3, 16, 16)
+    torch.testing.assert_close(encoder(pixels)[2:3], encoder(pixels[2:3]), atol=1e-6, rtol=0)
+
+
+def test_per_frame_without_an_index_is_refused(theirs: CLIPVisionModel, tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="frame_index"):
+        ours_with(theirs, tmp_path, per_frame=True)(torch.rand(1, 3, 16, 16))
+
+
+def test_positions_start_at_half_a_deviation_from_scratch_only() -> None:
+    def deviation(backbone: str | None) -> float:
+        config = tiny_config()
+        visual = config.visual.model_copy(update={"image_size": 64, "patch_size": 4, "backbone": backbone})
+        return VisualEncoder(visual, frames=FRAMES).position_embedding.weight.std().item()
+
+    assert deviation(None) == pytest.approx(0.5, rel=0.1)
+    assert deviation("some/clip") == pytest.approx(0.02, rel=0.1)
