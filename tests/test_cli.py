@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,11 @@ def write_silent_film(path: Path, frames: int) -> None:
 
 
 def write_sound(path: Path, samples: np.ndarray) -> None:
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
         for start in range(0, len(samples) - 1023, 1024):
             frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = 16000, start, stream.time_base
+            frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 

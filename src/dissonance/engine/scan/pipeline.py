@@ -222,8 +222,8 @@ class Scan:
         del self._clips[clip.task.id]
         self._retried += 1
         self._next_id += 1
-        builder = clip.builder.anew()
-        self._retries.append(_Clip(clip.number, Task(self._next_id, clip.task.path, clip.task.uri), Stamp.of(clip.task.path), builder, tries=clip.tries + 1))
+        task = Task(self._next_id, clip.task.path, clip.task.uri)
+        self._retries.append(_Clip(clip.number, task, Stamp.of(task.path), clip.builder.anew(), tries=clip.tries + 1))
 
     def _deliver(self, scores: Iterator[tuple[int, WindowScore]], sink: Sink) -> None:
         for task_id, score in scores:

@@ -96,5 +96,5 @@ def main(descriptor: int) -> None:
 if __name__ == "__main__":
     try:
         main(int(sys.argv[1]))
-    except ConnectionError:
+    except (ConnectionError, EOFError):
         sys.exit(1)  # the scan is gone

@@ -11,10 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from dissonance.bundle import BundleSpec
 from dissonance.config import ScanConfig
@@ -43,7 +45,11 @@ class Event:
 
 
 class WorkerPool:
-    """`count` worker processes. Use as a context manager; leaving it ends every worker."""
+    """`count` worker processes. Use as a context manager; leaving it ends every worker.
+
+    Inside, Ctrl-C is noted and raised as KeyboardInterrupt by `run` between two events, so that it never cuts a worker's start or a shard's
+    writing in half; a second Ctrl-C is raised at once.
+    """
 
     def __init__(self, *, count: int, spec: BundleSpec, scan: ScanConfig) -> None:
         self.count = count
@@ -57,13 +63,24 @@ class WorkerPool:
         ).encode()
         self._stall_timeout_s = scan.limits.stall_timeout_s
         self._workers: list[_Worker] = []
+        self._interrupted = False
+        self._outer_handler: Any = None
 
     def __enter__(self) -> "WorkerPool":
+        if threading.current_thread() is threading.main_thread():
+            self._outer_handler = signal.signal(signal.SIGINT, self._note_interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
         for worker in list(self._workers):
             self._end(worker)
+        if self._outer_handler is not None:
+            signal.signal(signal.SIGINT, self._outer_handler)
+
+    def _note_interrupt(self, *_: object) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
 
     def run(self, next_task: Callable[[], Task | None], *, poll: Callable[[], float]) -> Iterator[Event]:
         """Run tasks until `next_task` has none left and all that were handed out are done; yields events as they come.
@@ -72,6 +89,8 @@ class WorkerPool:
         Raises EnvironmentMissingError where a worker cannot start.
         """
         while True:
+            if self._interrupted:
+                raise KeyboardInterrupt
             self._hand_out(next_task)
             busy = {worker.connection: worker for worker in self._workers if worker.task is not None}
             if not busy:
@@ -100,24 +119,21 @@ class WorkerPool:
                 worker.connection.send_bytes(encode_task(task))
 
     def _start(self) -> _Worker:
-        # Ctrl-C is the scan's to handle: a worker is born with it blocked, and it cannot come between the birth and the worker's being known.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                for side in (ours, theirs):
-                    side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "dissonance.engine.scan.worker", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                )
-            worker = _Worker(process, Connection(ours.detach()))
-            self._workers.append(worker)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        ours, theirs = socket.socketpair()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a child is born with: Ctrl-C is not for the workers
+        with theirs:
+            for side in (ours, theirs):
+                side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dissonance.engine.scan.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        worker = _Worker(process, Connection(ours.detach()))
+        self._workers.append(worker)
         with contextlib.suppress(OSError):
             worker.connection.send_bytes(self._settings)
         return worker

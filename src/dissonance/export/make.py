@@ -1,0 +1,93 @@
+"""From a checkpoint, or random weights, to a bundle. Importing this needs no torch; calling it does."""
+
+import importlib
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dissonance.bundle import Bundle, BundleSpec, CropSpec, MelSpec, check_destination, write_bundle
+from dissonance.config import load_preset
+from dissonance.errors import UsageError, missing_extra
+
+if TYPE_CHECKING:
+    from dissonance.model.checkpoint import Checkpoint
+
+_MODULES = ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
+
+
+def export_bundle(
+    *,
+    checkpoint: Path | None,
+    random_weights: bool,
+    preset: str | None,
+    seed: int,
+    out: Path,
+    overwrite: bool,
+    progress: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Write the bundle of a network: either the one in `checkpoint`, or `random_weights` of a `preset` drawn with `seed`.
+
+    The ONNX files are compared with torch before anything is written: a bundle is whole and checked, or not there. The same weights and
+    library versions give the same ONNX files. `progress` is told each step, in one line.
+    Raises UsageError (neither or both, or a preset that is not the checkpoint's), ConfigError, CheckpointError, EnvironmentMissingError (a library
+    of the extra `export` is missing) and BundleError (`out` is taken, or the graphs do not give torch's numbers).
+    """
+    if (checkpoint is not None) == random_weights:
+        raise UsageError("Give either a checkpoint or --random-weights, " + ("not both." if random_weights else "and with the latter a --preset."))
+    if random_weights and preset is None:
+        raise UsageError("Random weights of which model? Give --preset (demo, base, large, or a .yaml file).")
+    check_destination(out, overwrite=overwrite)
+    _require_modules()
+    from dissonance.export.onnx import export_graph, graphs
+    from dissonance.export.parity import measure_parity
+    from dissonance.model.checkpoint import UNTRAINED, checkpoint_bytes
+    from dissonance.model.network import count_parameters, parameter_table
+
+    tell = progress or (lambda _: None)
+    source = _source(checkpoint, preset=preset, seed=seed)
+    network, config = source.network, source.network.config
+    tell(f"parameters of {config.preset}:\n{parameter_table(network)}")
+    files = {"weights.safetensors": checkpoint_bytes(network, trained_on=source.trained_on)}
+    parity: dict[str, float] = {}
+    for graph in graphs(network):
+        tell(f"exporting {graph.name}")
+        files[graph.name] = export_graph(graph)
+        found = measure_parity(graph, files[graph.name])
+        parity |= found
+        tell(f"{graph.name}: {len(files[graph.name]) / 1e6:.2f} MB, at most {max(found.values()):.1e} from torch")
+    spec = BundleSpec(
+        model=config,
+        crop=CropSpec(size_px=config.visual.image_size),
+        mel=MelSpec(bins=config.audio.mel_bins),
+        trained=source.trained_on != UNTRAINED,
+        trained_on=source.trained_on,
+        parameters=count_parameters(network),
+        parity=parity,
+        versions={name: metadata.version(name) for name in ("dissonance", *_MODULES)},
+    )
+    return write_bundle(out, spec, files, overwrite=overwrite)
+
+
+def _source(checkpoint: Path | None, *, preset: str | None, seed: int) -> "Checkpoint":
+    from dissonance.model.checkpoint import UNTRAINED, Checkpoint, load_checkpoint
+    from dissonance.model.network import build_network
+
+    if checkpoint is None:
+        assert preset is not None
+        return Checkpoint(network=build_network(load_preset(preset), seed=seed).eval(), trained_on=UNTRAINED)
+    loaded = load_checkpoint(checkpoint)
+    if preset is not None and load_preset(preset) != loaded.network.config:
+        raise UsageError(
+            f"Checkpoint '{checkpoint}' is of preset '{loaded.network.config.preset}' and differs from --preset {preset}. "
+            "Leave --preset out: a checkpoint brings its own configuration."
+        )
+    return loaded
+
+
+def _require_modules() -> None:
+    for module in _MODULES:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise missing_extra(error.name or module, "export", "Exporting a bundle") from error
