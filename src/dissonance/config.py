@@ -155,8 +155,8 @@ class DetectorConfig(Frozen):
 
     kind: Literal["haar", "yunet", "boxes"] = "haar"
     every_frames: Annotated[int, Field(ge=1, le=250)] = 12  # detect on every n-th frame of the 25 fps grid
-    max_side_px: Annotated[int, Field(ge=64, le=4096)] = 480  # the picture is shrunk to this for detection
-    min_face_fraction: Fraction01 = 0.08  # smallest face, of the picture's shorter side
+    max_side_px: Annotated[int, Field(ge=64, le=4096)] = 400  # the picture is shrunk to this for detection
+    min_face_fraction: Fraction01 = 0.1  # smallest face, of the picture's shorter side
     score_threshold: Fraction01 = 0.6  # yunet
     yunet_model: Path | None = None
     boxes_file: Path | None = None

@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.synth.decoded import Decoded, decode, lag_profile
 
 from dissonance.synth import ClipTruth, SynthConfig, plan_clip, render_clip, write_clip
+from tests.synth.decoded import Decoded, decode, lag_profile
 
 MAX_LAG = 8
 CLIPS = 4

@@ -3,7 +3,7 @@
 import builtins
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import cv2
@@ -49,7 +49,7 @@ def _expect(found: list[Detection], faces: list[tuple[float, float, float]], *, 
     for detection, (x, y, height) in zip(sorted(found, key=lambda d: d.x0), faces, strict=True):
         wide, high = detection.x1 - detection.x0, detection.y1 - detection.y0
         assert wide * pixel_aspect == pytest.approx(high, rel=0.02)
-        assert high == pytest.approx(1.03 * height, rel=0.1)
+        assert high == pytest.approx(height, rel=0.12)
         assert (detection.x0 + detection.x1) / 2 == pytest.approx(x, abs=0.1 * height)
         assert (detection.y0 + detection.y1) / 2 == pytest.approx(y, abs=0.1 * height)
 
@@ -78,14 +78,28 @@ def test_no_face_and_no_room_for_one(detector: Detector) -> None:
 
 
 def test_a_face_below_the_smallest_is_not_answered(shared: Path) -> None:
-    frame = _frame(_two_faces())
-    for kind in ("haar", "yunet"):
-        config = DetectorConfig.model_validate(
-            {"kind": kind, "yunet_model": shared / "models" / "yunet_n_dynamic.onnx", "min_face_fraction": 0.35}
-        )
-        found = make_detector(config)
-        assert not isinstance(found, BoxFile)
-        _expect(found.detect(frame), [(180, 170, 150)])
+    frame = _frame(draw_face(draw_face(backdrop(640, 360), (180, 170), 150), (460, 190), 70))
+    kinds: tuple[Literal["haar", "yunet"], ...] = ("haar", "yunet")
+    for kind in kinds:
+        for smallest, faces in ((0.1, [(180.0, 170.0, 150.0), (460.0, 190.0, 70.0)]), (0.32, [(180.0, 170.0, 150.0)])):
+            config = DetectorConfig(kind=kind, yunet_model=shared / "models" / "yunet_n_dynamic.onnx", min_face_fraction=smallest)
+            found = make_detector(config)
+            assert not isinstance(found, BoxFile)
+            _expect(found.detect(frame), faces)
+
+
+def test_haar_looks_more_closely_where_a_face_was() -> None:
+    """A head tilted by 26 degrees is missed in the whole picture, and found by who is told where it was; a wall stays a wall."""
+    haar = make_detector(DetectorConfig())
+    assert not isinstance(haar, BoxFile)
+    place = (105.0, 95.0, 255.0, 245.0)
+    upright = draw_face(backdrop(640, 360), (180, 170), 150)
+    tilt = cv2.getRotationMatrix2D((180, 170), 26, 1)
+    tilted = _frame(np.asarray(cv2.warpAffine(upright, tilt, (640, 360), borderMode=cv2.BORDER_REFLECT), np.uint8))
+    assert haar.detect(tilted) == []
+    _expect(haar.detect(tilted, near=[place]), [(180, 170, 150)])
+    assert haar.detect(_frame(upright), near=[place]) == haar.detect(_frame(upright))  # one box, not two
+    assert haar.detect(_frame(backdrop(640, 360)), near=[place]) == []
 
 
 def test_the_same_picture_gives_the_same_list(detector: Detector) -> None:

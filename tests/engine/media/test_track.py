@@ -78,9 +78,7 @@ def test_smoothing_is_a_triangular_mean_of_the_straight_lines(steps: list[float]
 
 
 @given(
-    faces=st.lists(
-        st.lists(st.tuples(st.floats(0, 300), st.floats(0, 200), st.floats(10, 120)), max_size=5), min_size=1, max_size=12
-    ),
+    faces=st.lists(st.lists(st.tuples(st.floats(0, 300), st.floats(0, 200), st.floats(10, 120)), max_size=5), min_size=1, max_size=12),
     gaps=st.lists(st.integers(1, 20), min_size=12, max_size=12),
     cuts=st.sets(st.integers(1, 11)),
     config=st.builds(
@@ -105,7 +103,9 @@ def test_every_frame_of_a_track_has_one_box(
         record.take(updates)
         live = [update for update in updates if not update.ended]
         assert len(live) <= config.max_tracks
-        assert all(update.first_frame + len(update.boxes) == max(frame - config.smoothing_frames // 2 + 1, record.first[update.key]) for update in live)
+        assert all(
+            update.first_frame + len(update.boxes) == max(frame - config.smoothing_frames // 2 + 1, record.first[update.key]) for update in live
+        )
         seen = [update for update in live if update.seen_until == frame]
         assert len(seen) == min(len(here), config.max_tracks)  # each face is in a track of its own
         assert all(update.seen_until == record.seen[update.key] for update in updates)

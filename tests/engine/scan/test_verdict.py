@@ -85,8 +85,12 @@ def test_labels_by_two_thresholds() -> None:
 @pytest.mark.parametrize(
     ("profile", "lag"),
     [
-        ([0, 0, 5, 0, 0], 0), ([0, 0, 0, 0, 5], 2), ([1, 1, 1, 1, 1], 0), ([1, 2, 0, 2, 1], 1), ([np.nan] * 5, None),
-([np.nan, 3, np.nan, np.nan, 9], 2),
+        ([0, 0, 5, 0, 0], 0),
+        ([0, 0, 0, 0, 5], 2),
+        ([1, 1, 1, 1, 1], 0),
+        ([1, 2, 0, 2, 1], 1),
+        ([np.nan] * 5, None),
+        ([np.nan, 3, np.nan, np.nan, 9], 2),
     ],
 )
 def test_best_lag_ties_go_to_the_smallest(profile: list[float], lag: int | None) -> None:

@@ -1,0 +1,80 @@
+"""The ONNX Runtime encoders against the torch network with the same weights; no row depends on its batch mates."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dissonance.bundle import BundleSpec, open_bundle, write_bundle
+from dissonance.engine.runtime import open_runtime
+from dissonance.engine.runtime.base import Runtime
+from dissonance.errors import BundleError, EnvironmentMissingError
+from dissonance.model.checkpoint import load_checkpoint
+
+BUNDLE = open_bundle("demo")
+MODEL = BUNDLE.spec.model
+RNG = np.random.default_rng(4)
+CROPS = RNG.integers(0, 256, (5, MODEL.visual.image_size, MODEL.visual.image_size, 3), np.uint8)
+MEL = RNG.normal(size=(3, MODEL.audio.mel_bins, 4 * MODEL.frames)).astype(np.float32)
+MASK = np.arange(MODEL.frames) < np.array([[MODEL.frames], [11], [1]])
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Runtime:
+    return open_runtime(BUNDLE, threads=1)
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    return load_checkpoint(BUNDLE.path / "weights.safetensors").network.eval()
+
+
+def test_crops_go_in_as_rgb_from_0_to_1(runtime: Runtime, network: torch.nn.Module) -> None:
+    features = runtime.encode_frames(CROPS, np.arange(5))
+    with torch.no_grad():
+        expected = network.visual(torch.from_numpy(CROPS).permute(0, 3, 1, 2) / 255)
+    np.testing.assert_allclose(features, expected.numpy(), atol=1e-5)
+
+
+def test_sound_and_head(runtime: Runtime, network: torch.nn.Module) -> None:
+    audio = runtime.encode_sound(MEL, MASK)
+    visual = RNG.normal(size=(3, MODEL.frames, MODEL.visual.feature_size)).astype(np.float32)
+    output = runtime.run_head(visual, audio, MASK)
+    with torch.no_grad():
+        expected_audio = network.audio(torch.from_numpy(MEL), torch.from_numpy(MASK))
+        expected = network.head(torch.from_numpy(visual), expected_audio, torch.from_numpy(MASK))
+    valid = np.repeat(MASK, 2, axis=1)
+    np.testing.assert_allclose(audio[valid], expected_audio.numpy()[valid], atol=1e-5)
+    for name in ("logit_visual", "logit_audio", "logit_fused"):
+        np.testing.assert_allclose(getattr(output, name), getattr(expected, name).numpy(), atol=1e-5, err_msg=name)
+    for name in ("matched", "lag_profile", "lag_valid", "best_lag"):
+        np.testing.assert_allclose(getattr(output, name), getattr(expected.match, name).numpy(), atol=1e-5, err_msg=name)
+
+
+def test_no_row_depends_on_its_batch_mates(runtime: Runtime) -> None:
+    hostile = np.concatenate([CROPS, np.full_like(CROPS[:1], 255), np.zeros_like(CROPS[:1])])
+    together = runtime.encode_frames(hostile, np.arange(len(hostile)))
+    alone = np.concatenate([runtime.encode_frames(hostile[row : row + 1], np.array([row])) for row in range(len(hostile))])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    audio = runtime.encode_sound(MEL, MASK)
+    for row in range(len(MEL)):
+        np.testing.assert_allclose(audio[row], runtime.encode_sound(MEL[row : row + 1], MASK[row : row + 1])[0], atol=1e-5)
+
+
+def test_a_graph_that_is_none_is_a_bad_bundle(tmp_path: Path) -> None:
+    names = [path.name for path in BUNDLE.path.iterdir() if path.name != "bundle.json"]
+    files = {name: (BUNDLE.path / name).read_bytes() for name in names}
+    spec = BundleSpec.model_validate(BUNDLE.spec.model_dump())
+    bundle = write_bundle(tmp_path / "b", spec, {**files, "audio.onnx": b"not a graph"})
+    with pytest.raises(BundleError, match=r"cannot load 'audio\.onnx'"):
+        open_runtime(bundle)
+
+
+def test_a_device_that_is_not_here_is_named() -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(EnvironmentMissingError, match=r"dissonance\[gpu\]"):
+        open_runtime(BUNDLE, device="cuda")
