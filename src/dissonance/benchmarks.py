@@ -1,10 +1,10 @@
 """Finds and runs the rungs in `bench/`, which are part of a checkout and not of the installed package."""
 
-import importlib.util
 import json
 import os
 import platform
-from collections.abc import Callable
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,22 @@ _BENCH = Path(__file__).resolve().parents[2] / "bench"
 BenchRow = dict[str, Any]  # what, value, limit, holds, how
 
 
-def run_rung(name: str, *, tell: Callable[[str], None]) -> list[BenchRow]:
-    """Run `bench/<name>.py`'s `run`. Raises UsageError for an unknown rung, EnvironmentMissingError outside a checkout."""
+def run_rung(name: str) -> list[BenchRow]:
+    """Run `bench/<name>.py`, which prints a JSON row a line, in a process of its own, its progress on our stderr.
+
+    Idle threads of numpy's BLAS spin, so it gets one, as a decode worker does. Raises UsageError for an unknown rung, EnvironmentMissingError
+    outside a checkout or where the rung cannot run.
+    """
     if not _BENCH.is_dir():
         raise EnvironmentMissingError("The benchmarks are not part of the installed package. Run them in a checkout of the repository.")
     rungs = {path.stem.replace("_", "-"): path for path in _BENCH.glob("[a-z]*.py")}
     if name not in rungs:
         raise UsageError(f"Unknown benchmark '{name}'. Known ones: {', '.join(sorted(rungs))}.")
-    spec = importlib.util.spec_from_file_location(f"bench_{rungs[name].stem}", rungs[name])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    rows: list[BenchRow] = module.run(tell)
-    return rows
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(rungs[name])], stdout=subprocess.PIPE, env=environment, text=True, check=False)
+    if done.returncode:
+        raise EnvironmentMissingError(f"Benchmark '{name}' ended with exit status {done.returncode}; what it printed is above. Install: .[test]")
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def save_rows(name: str, rows: list[BenchRow]) -> None:

@@ -209,10 +209,9 @@ def bench_run(
 ) -> None:
     """Measure one rung of the ladder in bench/ (in a checkout of the repository)."""
     from dissonance.benchmarks import run_rung, save_rows
-    from dissonance.console import bench_table, stderr, stdout
+    from dissonance.console import bench_table, stdout
 
-    console = stderr()
-    rows = run_rung(rung, tell=lambda line: console.print(line, markup=False))
+    rows = run_rung(rung)
     if save:
         save_rows(rung, rows)
     if as_json:

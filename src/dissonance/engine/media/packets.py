@@ -60,11 +60,11 @@ class PacketReader:
         yield None
 
     def _place(self, packet: Any) -> None:
-        index, base = packet.stream_index, packet.time_base
+        index, base = packet.stream_index, float(packet.time_base)
         stamp = packet.dts if packet.dts is not None else packet.pts
         if stamp is None:
             return
-        time_s = float(stamp * base)
+        time_s = stamp * base
         if self._is_jump(index, time_s + self._shift_s[index]):
             expected_s = self._reached_s.get(index, self._start_s)
             if -BACK_S <= time_s + self._newest_s - expected_s <= self._limit_s:
@@ -72,10 +72,10 @@ class PacketReader:
             else:
                 self._newest_s = self._shift_s[index] = max([expected_s, *self._reached_s.values()]) - time_s
             self.discontinuities += index == self._wanted
-        if packet.pts is not None and abs(float((packet.pts - stamp) * base)) > STILL_S:  # damage: the decoding times are what the clock follows
+        if packet.pts is not None and abs((packet.pts - stamp) * base) > STILL_S:  # damage: the decoding times are what the clock follows
             packet.pts = None
-        self._reached_s[index] = time_s + self._shift_s[index] + float((packet.duration or 0) * base)
-        if (ticks := round(self._shift_s[index] / float(base))) != 0:
+        self._reached_s[index] = time_s + self._shift_s[index] + (packet.duration or 0) * base
+        if (ticks := round(self._shift_s[index] / base)) != 0:
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks
 

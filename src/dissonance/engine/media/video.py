@@ -81,14 +81,14 @@ class VideoReader:
                 if pts - last in spacings or len(spacings) < _MAX_DISTINCT:
                     spacings[pts - last] += 1
                 last = pts
-            yield picture, _grid_frame((pts - origin) * base)
+            yield picture, _grid_frame(pts - origin, base)
         if origin is None:
             raise MediaError("corrupt", f"no picture of the video stream decodes ({self.decode_errors} packets failed)")
         if not duration:
             duration = round((last - origin) / spacings.total()) if spacings else round(1 / (Fraction(self._video.fps or FPS) * base))
         self.variable_frame_rate = _is_variable(spacings)
-        end = (last - origin) * base + min(duration * base, Fraction(_MAX_LAST_S))
-        yield None, max(_grid_frame(end), 1)
+        end = last - origin + min(duration, math.floor(_MAX_LAST_S / base))
+        yield None, max(_grid_frame(end, base), 1)
 
     def _decoded(self) -> Iterator[tuple[av.VideoFrame, Fraction]]:
         """Every frame of the stream, flush included, with the time base of its pts."""
@@ -119,9 +119,10 @@ class VideoReader:
                     yield picture, stream.time_base
 
 
-def _grid_frame(time_s: Fraction) -> int:
-    """First grid frame at which a source frame of this time (after the origin) is on screen: least k with k/25 + 1/50 >= time."""
-    return math.ceil(time_s * FPS - Fraction(1, 2))
+def _grid_frame(ticks: int, base: Fraction) -> int:
+    """First grid frame at which a source frame, `ticks` of `base` seconds after the origin, is on screen: least k with k/25 + 1/50 >= time."""
+    halves = 2 * FPS * ticks * base.numerator - base.denominator  # (25 time - 1/2) in units of 1 / (2 denominator), all in whole numbers
+    return -(-halves // (2 * base.denominator))
 
 
 def _is_variable(spacings: Counter[int]) -> bool:
