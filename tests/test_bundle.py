@@ -65,6 +65,10 @@ def test_a_file_changed_after_opening_is_found_when_it_is_read(bundle: Bundle) -
         ({"sha256": {**dict.fromkeys(REQUIRED_FILES, "0" * 64), "../../etc/passwd": "0" * 64}}, "not a plain path"),
         ({"sha256": {**dict.fromkeys(REQUIRED_FILES, "0" * 64), "/etc/passwd": "0" * 64}}, "not a plain path"),
         ({"calibration": {"av": {"scale": -1}}}, "calibration.av.scale"),
+        ({"calibration": {"av": {}}}, "av, v and a each need one"),
+        ({"calibration": {"av": {"likely_real_below": 0.9, "likely_fake_from": 0.1}, "v": {}, "a": {}}}, "above likely_fake_from"),
+        ({"crop": {"size_px": 7}}, "crop.size_px 7"),
+        ({"mel": {"bins": 128}}, "mel.bins 128"),
     ],
 )
 def test_a_bad_bundle_json_names_the_field(bundle: Bundle, changes: dict[str, Any], says: str) -> None:

@@ -224,6 +224,32 @@ def test_doctor_says_what_is_usable(cli: Cli) -> None:
     assert found["pyav"] == found["haar"] == found["onnxruntime"] == found["bundle demo"] == "ok"
 
 
+def test_doctor_runs_where_a_library_is_missing(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "av.py").write_text("raise ModuleNotFoundError(\"No module named 'av'\")\n")
+    done = cli("doctor", "--json", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert {finding["name"]: finding["verdict"] for finding in json.loads(done.stdout)}["pyav"] == "missing"
+
+
+def test_a_file_option_chooses_its_detector_and_must_not_contradict(cli: Cli, clip: Path, tmp_path: Path) -> None:
+    boxes = tmp_path / "boxes.jsonl"
+    rows = [{"uri": str(clip), "track": 4, "time_s": time, "x0": 100, "y0": 60, "x1": 200, "y1": 160} for time in (0, 2)]
+    boxes.write_text("\n".join(json.dumps(row) for row in rows))
+    done = cli("scan", clip, "-o", tmp_path / "out", "--boxes", boxes, "--json")
+    assert done.returncode == 0, done.stderr
+    assert lines(done.stdout)[0]["detector"] == "boxes"
+    assert lines((tmp_path / "out" / "tracks.jsonl").read_text())[0]["track"] == 4
+    wrong = cli("scan", clip, "-o", tmp_path / "other", "--boxes", boxes, "--detector", "haar")
+    assert wrong.returncode == 2
+    assert "--boxes" in wrong.stderr
+
+
+def test_a_name_too_long_for_the_disk_has_its_row(cli: Cli, tmp_path: Path) -> None:
+    done = cli("scan", "x" * 300 + ".mp4", "-o", tmp_path / "out", "--json")
+    assert done.returncode == 3
+    assert lines(done.stdout)[0]["reason"] == "unreadable"
+
+
 def test_names_cannot_write_to_the_terminal(cli: Cli, tmp_path: Path) -> None:
     evil = tmp_path / "\x1b[2J[red]\n.mp4"
     evil.touch()

@@ -10,9 +10,10 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "dissonance"
 
 # A room may import itself and these.
-BASE = {"bundle", "config", "errors"}
+BASE = {"bundle", "config", "errors", "machine"}
 ALLOWED = {
     "errors": set(),
+    "machine": set(),
     "config": {"errors"},
     "bundle": {"config", "errors"},
     "kernels": BASE,

@@ -37,7 +37,9 @@ def run_rung(name: str) -> list[BenchRow]:
 def save_rows(name: str, rows: list[BenchRow]) -> None:
     """Append rows to bench/results/<name>.jsonl, with when and on what they were measured."""
     where = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine(), "python": platform.python_version()}
-    with (_BENCH / "results" / f"{name}.jsonl").open("a", encoding="utf-8") as stream:
+    results = _BENCH / "results"
+    results.mkdir(exist_ok=True)
+    with (results / f"{name}.jsonl").open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps({**where, **row}) + "\n" for row in rows)
 
 

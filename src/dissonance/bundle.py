@@ -12,9 +12,9 @@ import uuid
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from dissonance.config import Fraction01, Frozen, ModelConfig
 from dissonance.errors import BundleError
@@ -62,6 +62,12 @@ class CalibrationSpec(Frozen):
     likely_fake_from: Fraction01 = 0.5
     false_positive_rate: Fraction01 | None = None  # at likely_fake_from; None: never measured
 
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> Self:
+        if self.likely_real_below > self.likely_fake_from:
+            raise ValueError(f"likely_real_below {self.likely_real_below} is above likely_fake_from {self.likely_fake_from}")
+        return self
+
 
 class BundleSpec(Frozen):
     """`bundle.json`."""
@@ -78,6 +84,16 @@ class BundleSpec(Frozen):
     parity: dict[str, float] = {}  # largest differences from torch float32 that were measured when it was made
     versions: dict[str, str] = {}
     sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if set(self.calibration) != set(get_args(ModalityCase)):
+            raise ValueError(f"calibration is for {', '.join(sorted(self.calibration)) or 'nothing'}; av, v and a each need one")
+        if self.crop.size_px != self.model.visual.image_size:
+            raise ValueError(f"crop.size_px {self.crop.size_px} is not the model's image_size {self.model.visual.image_size}")
+        if self.mel.bins != self.model.audio.mel_bins:
+            raise ValueError(f"mel.bins {self.mel.bins} is not the model's mel_bins {self.model.audio.mel_bins}")
+        return self
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ def _scan_config(
     """The scan config of a YAML file, with what the command line says laid over it."""
     base = load_config(ScanConfig, config) if config else ScanConfig()
     data = base.model_dump(mode="json")
+    for kind, option, file in (("yunet", "--yunet-model", yunet_model), ("boxes", "--boxes", boxes)):
+        if file is not None and (detector or kind) != kind:
+            raise errors.UsageError(f"{option} '{file}' is for --detector {kind}, not {detector}. Leave one of the two out.")
+        detector = kind if file is not None else detector
     chosen = {"kind": detector, "yunet_model": yunet_model and str(yunet_model), "boxes_file": boxes and str(boxes)}
     data["detector"].update({key: value for key, value in chosen.items() if value is not None})
     data["execution"].update({key: value for key, value in execution.items() if value is not None})
@@ -64,6 +68,7 @@ def scan(
     yunet_model: Annotated[Path | None, typer.Option(help="The YuNet ONNX file, for --detector yunet.")] = None,
     boxes: Annotated[Path | None, typer.Option(help="CSV or JSONL of boxes, for --detector boxes.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="As --resume, and try the files again that failed.")] = False,
     workers: Annotated[int | None, typer.Option(min=0, help="Decode processes; 0: one per core.")] = None,
     threads: Annotated[int | None, typer.Option(min=0, help="Inference threads; 0: one per core.")] = None,
     batch_frames: Annotated[int | None, typer.Option(min=1, help="Face crops in a batch.")] = None,
@@ -89,7 +94,16 @@ def scan(
         console.print(f"[bold yellow]warning:[/] {escape(opened.warning)}")
     loaded = open_runtime(opened, device=device, threads=settings.execution.threads)
     with ScanProgress(console) as progress:
-        job = Scan(sources, out=out, bundle=opened, runtime=loaded, config=settings, resume=resume, progress=progress)
+        job = Scan(
+            sources,
+            out=out,
+            bundle=opened,
+            runtime=loaded,
+            config=settings,
+            progress=progress,
+            resume=resume or retry_failed,
+            retry_failed=retry_failed,
+        )
         summary = job.run()
     if as_json:
         with (out / "files.jsonl").open(encoding="utf-8") as lines:

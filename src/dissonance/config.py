@@ -194,7 +194,7 @@ class LimitsConfig(Frozen):
     """What one file may cost."""
 
     min_frames: Annotated[int, Field(ge=1)] = 10  # shorter clips abstain with too_short
-    stall_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # a decoder silent for longer is killed
+    stall_timeout_s: Annotated[float, Field(ge=15)] = 300.0  # a decoder silent for longer is killed; a live one is heard every 5 s
 
 
 class ExecutionConfig(Frozen):

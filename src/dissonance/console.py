@@ -1,20 +1,23 @@
 """What a person sees: names made safe to print, the progress of a scan, tables of results. Results go to stdout, everything else to stderr."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dissonance.doctor import Finding
-from dissonance.engine.media.clip import ClipSummary
-from dissonance.engine.scan.pipeline import ScanSummary
-from dissonance.engine.scan.verdict import FileVerdict
-from dissonance.synth.dataset import ClipRow
+if TYPE_CHECKING:  # an error must be printable, and `doctor` must run, where a library that these need is missing
+    from dissonance.doctor import Finding
+    from dissonance.engine.media.clip import ClipSummary
+    from dissonance.engine.scan.pipeline import ScanSummary
+    from dissonance.engine.scan.verdict import FileVerdict
+    from dissonance.synth.dataset import ClipRow
 
 _PLAIN_INTERVAL_S = 10.0
 
@@ -52,7 +55,7 @@ class ScanProgress:
         self._counts = {"scored": 0, "abstained": 0, "failed": 0}
         self._started_s = self._last_line_s = time.monotonic()
 
-    def __enter__(self) -> "ScanProgress":
+    def __enter__(self) -> ScanProgress:
         if self._console.is_terminal:
             columns = (
                 SpinnerColumn(),

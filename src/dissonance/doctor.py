@@ -3,7 +3,6 @@
 import ctypes
 import importlib
 import importlib.util
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Literal
 
 from dissonance.bundle import list_bundles, open_bundle
 from dissonance.errors import DissonanceError
+from dissonance.machine import available_cores
 
 Verdict = Literal["ok", "missing", "broken"]
 
@@ -31,8 +31,7 @@ class Finding:
 
 
 def _python() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores} cores"
+    return f"{platform.python_version()} on {platform.system()} {platform.machine()}, {available_cores()} cores"
 
 
 def _pyav() -> str:

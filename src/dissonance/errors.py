@@ -45,6 +45,12 @@ class UnreadableFileError(DissonanceError):
     exit_code = EXIT_SOME_FAILED
 
 
+class OutputError(DissonanceError):
+    """Results cannot be written: a full disk, a folder that became read-only, a damaged ledger."""
+
+    exit_code = EXIT_ENVIRONMENT
+
+
 class BundleError(DissonanceError):
     """A bundle that is missing a file, was changed, or does not fit this version."""
 

@@ -1,3 +1,4 @@
+import gc
 import math
 import os
 from collections.abc import Sequence
@@ -367,3 +368,22 @@ def test_grey_is_the_luma_averaged_over_areas() -> None:
     luma = np.frombuffer(picture.planes[0], np.uint8).reshape(181, -1)[:, :321]
     expected = cv2.resize(luma, (100, 56), interpolation=cv2.INTER_AREA)
     assert np.abs(as_frame(picture).grey(100).astype(int) - expected).max() <= 3
+
+
+def test_pictures_are_freed_at_once_and_not_when_the_garbage_collector_comes_by(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", frames=numbered_frames(20))
+    info = probe(path)
+    gc.collect()
+    gc.disable()
+    try:
+        for _, frame in VideoReader(path, info):
+            frame.grey(32)
+        del frame
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [each for each in gc.garbage if isinstance(each, av.VideoFrame)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []

@@ -27,13 +27,29 @@ class Silent:
         pass
 
 
-def run_scan(sources: list[str] | list[Path], out: Path, *, resume: bool = False, config: ScanConfig | None = None, **execution: int) -> ScanSummary:
+def run_scan(
+    sources: list[str] | list[Path],
+    out: Path,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+    config: ScanConfig | None = None,
+    **execution: int,
+) -> ScanSummary:
     """A scan in this process (its workers are processes, as always)."""
     config = config or ScanConfig()
     config = config.model_copy(update={"execution": config.execution.model_copy(update=execution)})
     bundle = open_bundle("demo")
-    runtime = open_runtime(bundle, threads=1)
-    scan = Scan([str(source) for source in sources], out=out, bundle=bundle, runtime=runtime, config=config, resume=resume, progress=Silent())
+    scan = Scan(
+        [str(source) for source in sources],
+        out=out,
+        bundle=bundle,
+        runtime=open_runtime(bundle, threads=1),
+        config=config,
+        progress=Silent(),
+        resume=resume or retry_failed,
+        retry_failed=retry_failed,
+    )
     return scan.run()
 
 

@@ -1,5 +1,6 @@
 """A scan's promises: every input accounted for, scores that depend on nothing but the file, resumable after any kill."""
 
+import fcntl
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dissonance.engine.scan.rows import TABLES
-from dissonance.errors import UsageError
+from dissonance.errors import OutputError, UsageError
 from tests.engine.scan.runs import Rows, assert_same_rows, by_uri, read_rows, run_scan
 
 
@@ -92,6 +93,58 @@ def test_resume_decodes_nothing_again_and_finds_what_changed(clips: list[Path], 
     assert rows[str(folder / "a.mp4")] == first[str(folder / "a.mp4")]
     assert rows[str(folder / "b.mp4")]["content_hash"] != first[str(folder / "b.mp4")]["content_hash"]
     assert len(rows) == 4
+
+
+def test_a_resume_while_the_source_is_away_keeps_what_was_found(clips: list[Path], tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(clips[0], folder / "a.mp4")
+    run_scan([folder], out)
+    first = by_uri(out)
+    folder.rename(tmp_path / "away")
+    with pytest.raises(UsageError, match="mounted"):
+        run_scan([folder], out, resume=True)
+    folder.mkdir()  # the mount point, empty
+    assert run_scan([folder], out, resume=True).resumed == 1
+    assert by_uri(out) == first
+
+
+def test_two_scans_in_one_out_are_refused(clips: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with (out / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="Another scan"):
+            run_scan(clips[:1], out)
+    run_scan(clips[:1], out)
+
+
+def test_a_kill_while_the_ledger_was_made_leaves_an_out_that_works(clips: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.db.partial").write_bytes(b"half a ledger")
+    assert run_scan(clips[:1], out, resume=True).scored == 1
+
+
+def test_a_usage_error_leaves_no_run_behind(clips: list[Path], tmp_path: Path) -> None:
+    out, manifest = tmp_path / "out", tmp_path / "list.jsonl"
+    manifest.write_text(json.dumps({"uri": str(clips[0])}) + "\nnot json\n")
+    with pytest.raises(UsageError, match="line 2"):
+        run_scan([manifest], out)
+    assert run_scan(clips[:1], out).inputs == 1
+
+
+def test_a_full_disk_is_a_clear_error_and_resumable(clips: list[Path], reference: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OutputError, match="No space left"):
+        run_scan(clips[:2], out)
+    monkeypatch.undo()
+    run_scan(clips[:2], out, resume=True)
+    assert_same_rows(by_uri(out), {str(clip): reference[str(clip)] for clip in clips[:2]})
 
 
 def test_another_configuration_is_another_run(clips: list[Path], tmp_path: Path) -> None:

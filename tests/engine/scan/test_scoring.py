@@ -1,5 +1,7 @@
 """Batching: whatever the batch sizes and however files are interleaved, each frame is encoded once and lands in its place."""
 
+import dataclasses
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -141,3 +143,23 @@ def test_a_forgotten_clip_leaves_nothing_behind() -> None:
     assert set(runtime.frames) == {3}
     with pytest.raises(StopIteration):
         next(iter(scorer.flush()))
+
+
+def test_a_video_of_many_tracks_does_not_fill_the_memory() -> None:
+    """A worker's message is 1 MB here; 300 tracks of one window each would be 300 MB if the scorer kept them until the file's end."""
+    scorer = Scorer(Arithmetic(), model=tiny_model(), execution=ExecutionConfig(batch_frames=8, batch_windows=1))
+    payload = np.zeros((1 << 20) + 3 * FRAMES, np.uint8)
+    tracemalloc.start()
+    try:
+        for track in range(300):
+            message = payload.copy()
+            crops = message[: 3 * FRAMES].reshape(FRAMES, 1, 1, 3)  # a view, as `messages.decode` makes them
+            part = window([1] * FRAMES, new=FRAMES, track=track, first_frame=track * 40, sound=1.0)
+            scorer.add(0, dataclasses.replace(part, new_crops=crops, speech=message[:FRAMES].view(np.bool_)))
+            del message, crops
+            assert len(list(scorer.run())) == 1
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 5 * len(payload)
+    assert len(scorer._last) < 100

@@ -103,6 +103,7 @@ def test_manifests_name_paths_relative_to_themselves(tmp_path: Path, suffix: str
         ("f.jsonl", b'{"uri": 7}\n', "line 1: 'uri' is 7"),
         ("g.jsonl", b'{"uri": ""}\n', "line 1: 'uri' is ''"),
         ("h.parquet", b"PAR1 is not enough", "not a Parquet file"),
+        ("k.jsonl", b'{"uri": "\\ud800.mp4"}\n', "not UTF-8"),
         ("i.csv", b"a,uri\nx\n", "line 2: 'uri' is None"),
         ("j.jsonl", b"[" * 100_000, "line 1: not JSON"),
     ],

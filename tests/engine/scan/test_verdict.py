@@ -46,13 +46,13 @@ def score(
     return WindowScore(window, visual, audio, fused, np.full(frames, matched, np.float32), profile, lag)
 
 
-def summary(*, picture: bool = True, speech_fraction: float | None = 0.8, duration_s: float = 4.0) -> ClipSummary:
+def summary(*, picture: bool = True, speech_fraction: float | None = 0.8, duration_s: float = 4.0, picture_error: str | None = None) -> ClipSummary:
     video = VideoStream(0, "h264", 64, 48, 0, "yuv420p", 1.0, 25.0, 0.0, duration_s) if picture else None
     audio = AudioStream(1, "aac", 16000, 1, 0.0, duration_s) if speech_fraction is not None else None
     info = MediaInfo("mp4", duration_s, video, audio, int(picture), int(audio is not None), "the only ones")
     return ClipSummary(
         info=info, origin_s=0.0, duration_s=duration_s, frames=100, frames_decoded=100, frames_dropped=0, variable_frame_rate=False,
-        speech_fraction=speech_fraction, speech=bool(speech_fraction), faces=1, picture_error=None, sound_error=None,
+        speech_fraction=speech_fraction, speech=bool(speech_fraction), faces=1, decode_errors=0, picture_error=picture_error, sound_error=None,
     )  # fmt: skip
 
 
@@ -151,6 +151,11 @@ def test_it_abstains_rather_than_invent_a_score(given: dict[str, Any], reason: s
     assert verdict.file["detail"]
     assert all(verdict.file[name] is None for name in ("label", "p_fake", "p_visual", "p_audio", "match_similarity", "best_lag_frames"))
     assert verdict.tracks == verdict.windows == []
+
+
+def test_a_picture_that_does_not_decode_is_a_failure_and_not_a_picture_without_a_face() -> None:
+    row = judge(speech_fraction=0.0, picture_error="corrupt: no picture decodes").file
+    assert (row["status"], row["reason"], row["detail"]) == ("failed", "corrupt", "corrupt: no picture decodes")
 
 
 def test_a_failed_file_drops_what_was_scored_of_it() -> None:

@@ -64,6 +64,7 @@ class ClipSummary:
     speech_fraction: share of the sound's frames with speech; None: no sound that can be decoded.
     speech: whether that is enough to be a voice (SpeechConfig.min_fraction).
     faces: tracks that gave windows.
+    decode_errors: packets of either stream that did not decode; what they held is missing from the windows.
     picture_error, sound_error: why one stream was not read to its end while the other was; windows made before it are valid.
     """
 
@@ -77,6 +78,7 @@ class ClipSummary:
     speech_fraction: float | None
     speech: bool
     faces: int
+    decode_errors: int
     picture_error: str | None
     sound_error: str | None
 
@@ -124,10 +126,12 @@ class _Picture:
         return float(self._reader.origin_s)
 
     @property
-    def counts(self) -> tuple[int, int, bool]:
-        """frames_decoded, frames_dropped, variable_frame_rate."""
+    def counts(self) -> tuple[int, int, bool, int]:
+        """frames_decoded, frames_dropped, variable_frame_rate, decode_errors."""
         reader = self._reader
-        return (0, 0, False) if reader is None else (reader.frames_decoded, reader.frames_dropped, reader.variable_frame_rate)
+        if reader is None:
+            return 0, 0, False, 0
+        return reader.frames_decoded, reader.frames_dropped, reader.variable_frame_rate, reader.decode_errors
 
 
 class _Sound:
@@ -147,12 +151,18 @@ class _Sound:
         self.error: MediaError | None = None
         self._bins = mel.bins
         self._track: SoundTrack | None = None
+        self._reader: SoundReader | None = None
         if info.audio is not None:
             try:
-                reader = _watched(SoundReader(path, info, origin_s=origin_s), progress)
-                self._track = SoundTrack(reader, mel=mel, speech=speech, history_frames=history_frames)
+                self._reader = SoundReader(path, info, origin_s=origin_s)
+                self._track = SoundTrack(_watched(self._reader, progress), mel=mel, speech=speech, history_frames=history_frames)
             except MediaError as error:
                 self._lose(error)
+
+    @property
+    def decode_errors(self) -> int:
+        """Packets that did not decode so far."""
+        return 0 if self._reader is None else self._reader.decode_errors
 
     def _lose(self, error: MediaError) -> None:
         self.error = error
@@ -238,7 +248,7 @@ def read_clip(
     speech = heard is not None and heard.speech_fraction >= scan.speech.min_fraction
     if heard is not None and speech and not tracks:
         yield from _sound_alone(open_sound(), heard, origin_s=origin_s, model=model, crop=crop, min_fraction=scan.speech.min_fraction)
-    decoded, dropped, variable = picture.counts
+    decoded, dropped, variable, damaged = picture.counts
     yield ClipSummary(
         info=info,
         origin_s=origin_s,
@@ -250,6 +260,7 @@ def read_clip(
         speech_fraction=None if heard is None else heard.speech_fraction,
         speech=speech,
         faces=len(tracks),
+        decode_errors=damaged + sound.decode_errors,
         picture_error=None if picture.error is None else str(picture.error),
         sound_error=None if sound.error is None else str(sound.error),
     )

@@ -58,10 +58,11 @@ def _plane(plane: Any, dtype: type[np.uint8] | type[np.uint16]) -> NDArray[Any]:
 class Frame:
     """One decoded picture as displayed: turned upright. Sizes and regions are in stored pixels, after the turn."""
 
-    def __init__(self, picture: av.VideoFrame, *, sample_aspect: float, reformatter: VideoReformatter) -> None:
+    def __init__(self, picture: av.VideoFrame, *, sample_aspect: float, reformatter: VideoReformatter, turn_deg: int | None = None) -> None:
         self._picture = picture
         self._reformatter = reformatter
-        self._turns = upright_turn_deg(picture) // 90  # clockwise
+        # A picture that was asked for its side data is a reference cycle, whose pixels stay until the garbage collector comes by: ask once a file.
+        self._turns = (upright_turn_deg(picture) if turn_deg is None else turn_deg) // 90  # clockwise
         self._rgb: NDArray[np.uint8] | None = None
         across = self._turns % 2 == 1
         self.width, self.height = (picture.height, picture.width) if across else (picture.width, picture.height)

@@ -39,7 +39,7 @@ class VideoReader:
         self.origin_s = 0.0  # presentation time of the first frame, on the file's clock; known after the first frame
         self.frames_decoded = 0  # every frame that the decoder returned
         self.frames_dropped = 0  # those that the grid never shows
-        self.decode_errors = 0  # packets that did not decode
+        self.decode_errors = 0  # packets that did not decode, and 1 where the container itself broke off
         self.discontinuities = 0  # jumps of the clock that were closed (see packets.py)
         self.variable_frame_rate = False
 
@@ -49,7 +49,7 @@ class VideoReader:
         start = 0  # current's first grid frame
         for picture, following in self._spans():
             if current is not None and following > start:
-                frame = Frame(current, sample_aspect=self._video.sample_aspect, reformatter=reformatter)
+                frame = Frame(current, sample_aspect=self._video.sample_aspect, reformatter=reformatter, turn_deg=self._video.rotation_deg)
                 for k in range(start, following):
                     yield k, frame
                 start = following
@@ -112,6 +112,8 @@ class VideoReader:
                     continue
                 finally:
                     self.discontinuities = packets.discontinuities
+                    if packet is None:
+                        self.decode_errors += packets.demux_errors
                 for picture in pictures:
                     self.frames_decoded += 1
                     if in_turn is not None:

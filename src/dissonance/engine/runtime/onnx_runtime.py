@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from dissonance.bundle import Bundle
 from dissonance.engine.runtime.base import FloatArray, HeadOutput
 from dissonance.errors import BundleError, EnvironmentMissingError, missing_extra
+from dissonance.machine import available_cores
 
 HEAD_OUTPUTS = ("logit_visual", "logit_audio", "logit_fused", "matched", "lag_profile", "lag_valid", "best_lag")
 
@@ -39,7 +40,7 @@ class OnnxRuntime:
 
     def _session(self, ort: Any, name: str, provider: str, threads: int) -> Any:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or available_cores()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")

@@ -25,6 +25,7 @@ CREATE TABLE inputs (
     shard TEXT, status TEXT, size_bytes INTEGER, mtime_ns INTEGER, content_hash TEXT
 );
 CREATE INDEX pending ON inputs (id) WHERE shard IS NULL;
+CREATE INDEX by_shard ON inputs (shard);
 CREATE TABLE shards (id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
@@ -106,6 +107,13 @@ class Ledger:
             raise UsageError(f"'{path}' is not a ledger that can be read: {error}. Give another --out.") from error
         return cls(connection)
 
+    def discard(self) -> None:
+        """Close and delete a ledger that was just created."""
+        (path,) = [Path(file) for _, name, file in self._db.execute("PRAGMA database_list") if name == "main"]
+        self._db.close()
+        for part in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+            part.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         self._db.execute("BEGIN IMMEDIATE")
@@ -152,6 +160,14 @@ class Ledger:
     def reopen(self, number: int) -> None:
         """An input has changed since: its rows no longer count."""
         self._db.execute("UPDATE inputs SET shard = NULL, status = NULL WHERE id = ?", (number,))
+
+    def reopen_failed(self) -> None:
+        """Inputs that failed are to be tried again."""
+        self._db.execute("UPDATE inputs SET shard = NULL, status = NULL WHERE status = 'failed'")
+
+    def knows(self, uri: str) -> bool:
+        """Whether an input of this name was entered."""
+        return self._db.execute("SELECT 1 FROM inputs WHERE uri = ?", (uri,)).fetchone() is not None
 
     def commit_shard(self, shard: str, entries: list[tuple[int, str, Stamp, str | None]]) -> None:
         """Name a shard that is safely on disk, and the (input, status, stamp, content hash) it accounts for, in one transaction."""

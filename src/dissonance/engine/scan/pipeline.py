@@ -3,10 +3,13 @@
 Decoding is in worker processes, inference and everything that must not be lost in this one.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,11 +28,13 @@ from dissonance.engine.scan.ledger import Ledger, Stamp
 from dissonance.engine.scan.messages import Crashed, Failed, Message, Opened, Task
 from dissonance.engine.scan.scoring import Scorer, WindowScore
 from dissonance.engine.scan.sink import Sink, replacing
-from dissonance.engine.scan.sources import Sources
+from dissonance.engine.scan.sources import Input, Sources
 from dissonance.engine.scan.verdict import FileVerdict, VerdictBuilder
 from dissonance.engine.scan.workers import WorkerPool
-from dissonance.errors import UsageError
+from dissonance.errors import OutputError, UsageError
+from dissonance.machine import available_cores
 
+_LEDGER, _LOCK = "run.db", "run.lock"
 MAX_TRIES = 2  # a file whose worker died gets one more
 _IDLE_WAIT_S = 1.0
 _BATCHING_WAIT_S = 0.05  # how long a file that has been read to its end waits for others to fill its last batch
@@ -85,7 +90,16 @@ class Scan:
     """One run. `run` does it; an interrupted one keeps every finished file and can be resumed."""
 
     def __init__(
-        self, sources: Sequence[str], *, out: Path, bundle: Bundle, runtime: Runtime, config: ScanConfig, resume: bool, progress: Progress
+        self,
+        sources: Sequence[str],
+        *,
+        out: Path,
+        bundle: Bundle,
+        runtime: Runtime,
+        config: ScanConfig,
+        progress: Progress,
+        resume: bool = False,
+        retry_failed: bool = False,
     ) -> None:
         self._sources = Sources(sources, extensions=config.extensions)
         self._out = out
@@ -93,6 +107,7 @@ class Scan:
         self._runtime = runtime
         self._config = config
         self._resume = resume
+        self._retry_failed = retry_failed
         self._progress = progress
         self._scorer = Scorer(runtime, model=bundle.spec.model, execution=config.execution)
         self._clips: dict[int, _Clip] = {}
@@ -103,12 +118,17 @@ class Scan:
 
     def run(self) -> ScanSummary:
         """Scan everything. Raises DissonanceError for what ends a run; a file never does."""
-        started_s, started_at = time.monotonic(), datetime.now(UTC)
         make_detector(self._config.detector)  # a wrong model or box file is told once, before the work starts
+        try:
+            with self._locked_out():
+                return self._run()
+        except (OSError, sqlite3.Error) as error:
+            raise OutputError(f"Cannot work in --out '{self._out}': {error}. Mend that (free some space?), then continue with --resume.") from error
+
+    def _run(self) -> ScanSummary:
+        started_s, started_at = time.monotonic(), datetime.now(UTC)
         with self._open_ledger() as ledger:
-            known = ledger.counts()["inputs"]
-            resumed = self._reopen_changed(ledger)
-            repeated = max(0, ledger.add_inputs(self._sources) - known)
+            resumed, repeated = self._enter_inputs(ledger)
             counts = ledger.counts()
             self._progress.started(total=counts["inputs"], done=counts["inputs"] - counts["pending"])
             sink = Sink(self._out, ledger, execution=self._config.execution)
@@ -140,25 +160,52 @@ class Scan:
 
     def _open_ledger(self) -> Ledger:
         run = {"bundle": self._bundle.id, "scan_config": self._config.fingerprint()}
-        path = self._out / "run.db"
+        path = self._out / _LEDGER
         if path.exists():
             if not self._resume:
                 raise UsageError(f"'{self._out}' holds an earlier run. Continue it with --resume, or give another --out.")
             return Ledger.resume(path, run=run)
+        if any(not name.startswith((_LOCK, _LEDGER)) for name in os.listdir(self._out)):
+            raise UsageError(f"'{self._out}' is not empty and holds no run. Give --out a new or empty folder.")
+        return Ledger.create(path, run=run)
+
+    @contextlib.contextmanager
+    def _locked_out(self) -> Iterator[None]:
+        """OUT, made and held for this run alone: two runs in one folder would delete each other's shards."""
         try:
-            if self._out.exists() and any(self._out.iterdir()):
-                raise UsageError(f"'{self._out}' is not empty and holds no run. Give --out a new or empty folder.")
             self._out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"Cannot write to --out '{self._out}': {error.strerror or error}.") from error
-        return Ledger.create(path, run=run)
+            raise UsageError(f"Cannot make --out '{self._out}': {error.strerror or error}. Give a folder that can be written.") from error
+        with (self._out / _LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(f"Another scan is at work in '{self._out}'. Wait for it to end, or give another --out.") from error
+            yield
+
+    def _enter_inputs(self, ledger: Ledger) -> tuple[int, int]:
+        """List the sources into the ledger; returns (inputs that are done and stay so, inputs named more than once)."""
+        known = ledger.counts()["inputs"]
+        if known == 0:
+            try:
+                return 0, ledger.add_inputs(self._sources)
+            except BaseException:  # a list cut short, by a wrong manifest or Ctrl-C, is no run to resume
+                ledger.discard()
+                raise
+        for source in self._sources.missing():
+            if not ledger.knows(Input.of(source).uri):
+                raise UsageError(f"Source '{source}' is not there now, so nothing was changed. Is its storage mounted?")
+        if self._retry_failed:
+            ledger.reopen_failed()
+        resumed = self._reopen_changed(ledger)
+        return resumed, max(0, ledger.add_inputs(self._sources) - known)
 
     def _reopen_changed(self, ledger: Ledger) -> int:
         """Compare what is done with what is there now; returns how many inputs stay done."""
         kept = 0
         for done in ledger.done():
             stamp = Stamp.of(done.path)
-            if stamp == done.stamp:
+            if stamp in (done.stamp, Stamp(None, None)):  # the same, or out of reach now: what was found then still holds
                 kept += 1
             elif done.content_hash is not None and stamp.size_bytes == done.stamp.size_bytes and _sha256(done.path) == done.content_hash:
                 ledger.touch(done.id, stamp)
@@ -192,7 +239,7 @@ class Scan:
             self._quiet = True
             return _BATCHING_WAIT_S if file_waits else _IDLE_WAIT_S
 
-        with WorkerPool(count=self._config.execution.workers or os.cpu_count() or 1, spec=self._bundle.spec, scan=self._config) as pool:
+        with WorkerPool(count=self._config.execution.workers or available_cores(), spec=self._bundle.spec, scan=self._config) as pool:
             for event in pool.run(next_task, poll=poll):
                 self._quiet = False
                 self._on_message(self._clips[event.task.id], event.message, sink)

@@ -33,6 +33,7 @@ FILES = pa.schema(
         ("fallback_cause", pa.string()),
         ("frames_decoded", pa.int64()),
         ("frames_dropped", pa.int64()),
+        ("decode_errors", pa.int64()),
         ("variable_frame_rate", pa.bool_()),
         ("detector", pa.string()),
         ("runtime", pa.string()),

@@ -4,10 +4,10 @@ Three queues, each first in first out: frames, sounds, windows whose features ar
 them when `flush` is called. A window's features that an earlier window of its track already has are copied, not computed again.
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from dissonance.config import ExecutionConfig, ModelConfig
 from dissonance.engine.media.clip import Window
 from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
+
+_TRACK_KEPT_FRAMES = 3000  # two minutes: far more than windows of different tracks can come out of order
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class Scorer:
         self._last: dict[tuple[int, int], _Job] = {}  # the latest window of each clip and track
 
     def add(self, clip: int, window: Window) -> None:
-        """Queue one window of the clip numbered `clip`. Windows of a track come in order."""
+        """Queue one window of the clip numbered `clip`. Windows of a track come in order, those of different tracks nearly so."""
         model = self._model
+        if (clip, window.track) not in self._last:
+            self._forget_tracks(clip, window.first_frame - _TRACK_KEPT_FRAMES)
         mask = np.arange(model.frames) < window.frames
         job = _Job(
             clip=clip,
-            window=_without_arrays(window),
+            window=_slim(window),
             visual=np.zeros((model.frames, model.visual.feature_size), np.float32),
             audio=None,
             mask=mask,
@@ -84,6 +88,12 @@ class Scorer:
         self._frames = deque(item for item in self._frames if item[0].clip != clip)
         self._sounds = deque(item for item in self._sounds if item[0].clip != clip)
         self._ready = deque(job for job in self._ready if job.clip != clip)
+
+    def _forget_tracks(self, clip: int, before: int) -> None:
+        """Drop the latest windows of tracks that ended long ago: a video may have thousands of tracks."""
+        old = [key for key, job in self._last.items() if key[0] == clip and job.window.first_frame + job.window.frames < before]
+        for key in old:
+            del self._last[key]
 
     def run(self) -> Iterator[tuple[int, WindowScore]]:
         """Run every full batch; yields (clip, score)."""
@@ -124,7 +134,7 @@ class Scorer:
         items = [self._sounds.popleft() for _ in range(min(self._batch_windows, len(self._sounds)))]
         features = self._runtime.encode_sound(np.stack([mel for _, mel in items]), np.stack([job.mask for job, _ in items]))
         for (job, _), feature in zip(items, features, strict=True):
-            job.audio = feature
+            job.audio = feature.copy()  # a view would keep the whole batch
             self._arrived(job)
 
     def _arrived(self, job: _Job) -> None:
@@ -138,12 +148,21 @@ class Scorer:
         audio = np.stack([silence if job.audio is None else job.audio for job in jobs])
         output = self._runtime.run_head(np.stack([job.visual for job in jobs]), audio, np.stack([job.mask for job in jobs]))
         for row, job in enumerate(jobs):
-            yield job.clip, _score(job, output, row)
+            score = _score(job, output, row)
+            job.audio = None  # the job may live on as its track's latest window, for its visual features
+            yield job.clip, score
 
 
-def _without_arrays(window: Window) -> Window:
-    changes: dict[str, Any] = {"new_crops": window.new_crops[:0], "mel": None}
-    return type(window)(**{**window.__dict__, **changes})
+def _slim(window: Window) -> Window:
+    """A window without pixels and mel, and with copies of its small arrays: as they came, each is a view that keeps the worker's whole message."""
+    return dataclasses.replace(
+        window,
+        new_crops=np.empty((0, *window.new_crops.shape[1:]), np.uint8),
+        mel=None,
+        boxes=window.boxes.copy(),
+        speech=window.speech.copy(),
+        mouth_motion=window.mouth_motion.copy(),
+    )
 
 
 def _score(job: _Job, output: HeadOutput, row: int) -> WindowScore:

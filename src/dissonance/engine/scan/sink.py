@@ -9,7 +9,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -95,22 +95,20 @@ class Sink:
         for rows in self._rows.values():
             rows.clear()
 
-    def merge(self, *, progress: Callable[[], None] = lambda: None) -> None:
+    def merge(self) -> None:
         """Write OUT/{files,tracks,windows}.{parquet,jsonl} from the shards, one shard in memory at a time."""
-        shards = self._ledger.shards()
-        for name, schema in TABLES.items():
-            with (
-                replacing(self._out / f"{name}.parquet") as parquet,
-                replacing(self._out / f"{name}.jsonl") as jsonl,
-                pq.ParquetWriter(parquet, schema) as writer,
-                jsonl.open("w", encoding="utf-8") as lines,
-            ):
-                for shard in shards:
+        with contextlib.ExitStack() as stack:
+            writers, lines = {}, {}
+            for name, schema in TABLES.items():
+                parquet = stack.enter_context(replacing(self._out / f"{name}.parquet"))
+                writers[name] = stack.enter_context(pq.ParquetWriter(parquet, schema))
+                jsonl = stack.enter_context(replacing(self._out / f"{name}.jsonl"))
+                lines[name] = stack.enter_context(jsonl.open("w", encoding="utf-8"))
+            for shard in self._ledger.shards():
+                keep = pa.array(sorted(self._ledger.uris_of(shard)), pa.string())
+                for name, schema in TABLES.items():
                     table = pq.read_table(self._shards / f"{name}-{shard}.parquet", schema=schema)
-                    keep = pa.array(sorted(self._ledger.uris_of(shard)), pa.string())
                     table = table.filter(pc.is_in(table["uri"], value_set=keep))
                     if table.num_rows:
-                        writer.write_table(table)
-                    for row in table.to_pylist():
-                        lines.write(json.dumps(row) + "\n")
-                    progress()
+                        writers[name].write_table(table)
+                    lines[name].writelines(json.dumps(row) + "\n" for row in table.to_pylist())

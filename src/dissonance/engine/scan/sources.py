@@ -46,18 +46,21 @@ class Sources:
         for source in self._sources:
             yield from self._expand(source)
 
+    def missing(self) -> list[str]:
+        """Sources that name a single path at which there is nothing."""
+        return [source for source in self._sources if not os.path.lexists(source) and not glob.has_magic(source)]
+
     def _expand(self, source: str) -> Iterator[Input]:
-        path = Path(source)
-        if path.is_dir():
+        if os.path.isdir(source):
             yield from self._walk(source)
-        elif path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
-            yield from read_manifest(path)
+        elif source.lower().endswith(MANIFEST_SUFFIXES) and os.path.exists(source):
+            yield from read_manifest(Path(source))
         elif not os.path.lexists(source) and glob.has_magic(source):
             matches = sorted(glob.iglob(source, recursive=True))
             if not matches:
                 raise UsageError(f"No file matches '{source}'. Check the pattern, and quote it so that the shell does not expand it.")
             for match in matches:
-                if Path(match).is_dir():
+                if os.path.isdir(match):
                     yield from self._walk(match)
                 else:
                     yield Input.of(match)
@@ -93,7 +96,7 @@ def read_manifest(path: Path) -> Iterator[Input]:
             yield Input.of(uri if "://" in uri else str(path.parent / uri))
     except OSError as error:
         raise UsageError(f"Cannot read manifest '{path}': {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise UsageError(f"Manifest '{path}' is not UTF-8 text: {error}.") from error
 
 

@@ -185,6 +185,7 @@ class VerdictBuilder:
             fallback_cause=summary.picture_error or summary.sound_error,
             frames_decoded=summary.frames_decoded,
             frames_dropped=summary.frames_dropped,
+            decode_errors=summary.decode_errors,
             variable_frame_rate=summary.variable_frame_rate,
             speech_fraction=summary.speech_fraction,
         )
@@ -201,6 +202,8 @@ class VerdictBuilder:
             return "too_short", f"lasts {summary.duration_s:.2f} s; {shortest_s:.2f} s is the least"
         if self._tracks:
             return None
+        if summary.picture_error is not None and not voice:
+            return "corrupt", summary.picture_error
         if summary.speech_fraction is None:
             return "no_face_and_no_sound", "no face was found and there is no sound"
         if voice:
