@@ -49,7 +49,7 @@ def tell(line: str) -> None:
 
 
 def run() -> list[Row]:
-    """Measure everything; about six minutes on two cores."""
+    """Measure everything; about ten minutes on two cores."""
     with tempfile.TemporaryDirectory(prefix="dissonance-bench-") as name:
         folder = Path(name)
         rows: list[Row] = []

@@ -80,7 +80,7 @@ def main(descriptor: int) -> None:
             return
         path = Path(task.path)
         try:
-            if "://" in task.path and not path.exists():
+            if "://" in task.path and not os.path.exists(task.path):
                 raise MediaError("refused", "this release scans local files only; copy the file here, or mount its storage")
             connection.send_bytes(encode(hash_file(path, heart)))
             for part in read_clip(path, uri=task.uri, model=model, crop=crop, mel=mel, scan=scan, detector=detector, progress=heart.beat):
