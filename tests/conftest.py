@@ -1,7 +1,11 @@
 """What every test may lean on: the shared clips and models, where they are to be found."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,3 +23,14 @@ def shared() -> Path:
     if folder is None:
         pytest.skip("real clips and models not found: set DISSONANCE_SHARED, or put them in ../shared")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line as a user does."""
+
+    def run(*arguments: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dissonance", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, **kwargs)
+
+    return run

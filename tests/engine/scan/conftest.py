@@ -1,10 +1,6 @@
 """Clips that scans are tried on, drawn once, and scans of them."""
 
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,14 +25,3 @@ def reference(clips: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Ro
     summary = run_scan(clips, out, workers=1)
     assert (summary.inputs, summary.scored) == (6, 6)
     return by_uri(out)
-
-
-@pytest.fixture(scope="session")
-def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line as a user does."""
-
-    def run(*arguments: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "dissonance", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, **kwargs)
-
-    return run

@@ -64,6 +64,7 @@ def test_a_mutated_message_is_a_message_or_a_protocol_error(data: st.DataObject)
     "header",
     [
         b'{"kind": "Window", "fields": {}, "arrays": {"mel": ["float32", [1000000000, 1000000000]]}}',
+        b'{"kind": "Window", "fields": {}, "arrays": {"mel": ["float32", [1000000000000000000000000000000]]}}',
         b'{"kind": "Window", "fields": {}, "arrays": {"mel": ["object", [1]]}}',
         b'{"kind": "Window", "fields": {}, "arrays": {"mel": ["float32", [-1]]}}',
         b'{"kind": "Popen", "fields": {}, "arrays": {}}',
@@ -74,3 +75,8 @@ def test_a_mutated_message_is_a_message_or_a_protocol_error(data: st.DataObject)
 def test_hostile_headers_are_refused(header: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(len(header).to_bytes(4, "little") + header)
+
+
+def test_bytes_left_over_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="left over"):
+        decode(encode(Failed("corrupt", "detail")) + b"x")

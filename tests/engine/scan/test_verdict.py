@@ -113,6 +113,12 @@ def test_a_file_is_its_worst_speaking_track() -> None:
     assert [verdict.windows[0][key] for key in ("x0", "y0", "x1", "y1")] == [1, 2, 3, 4]
 
 
+def test_of_two_speakers_the_more_suspicious_one_decides() -> None:
+    row = judge(score(track=0, fused=-3.0, visual=0.0, audio=0.0, lag=1), score(track=1, fused=2.0, visual=0.0, audio=0.0, lag=5)).file
+    assert row["p_fake"] == pytest.approx(1 / (1 + np.exp(-(2 * 2.0 + 0.5))))
+    assert row["best_lag_frames"] == 5
+
+
 def test_a_voice_while_no_mouth_moves_is_flagged_and_scored_over_all_tracks() -> None:
     row = judge(score(fused=1.0, visual=0.0, audio=0.0, moving=False)).file
     assert row["offscreen_voice"] is True
