@@ -1,8 +1,10 @@
 """The command line: one thin function a command. Results on stdout, everything else on stderr."""
 
 import json
+import math
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -52,6 +54,18 @@ def _scan_config(
     return parse_config(ScanConfig, data, origin="from the command line")
 
 
+def _tolerated_failures(text: str) -> Callable[[int], float]:
+    """What `--max-failures` allows, as a function of the number of inputs."""
+    number, percent = text.removesuffix("%"), text.endswith("%")
+    try:
+        value = float(number) if percent else int(number)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= (100 if percent else math.inf):
+        raise errors.UsageError(f"Invalid --max-failures '{text}'. Give a number of files such as 10, or a share of all inputs such as 0.5%.")
+    return lambda inputs: value / 100 * inputs if percent else value
+
+
 @app.command(epilog="Example: dissonance scan videos/ -o out     Resume: dissonance scan videos/ -o out --resume")
 def scan(
     sources: Annotated[
@@ -73,7 +87,9 @@ def scan(
     threads: Annotated[int | None, typer.Option(min=0, help="Inference threads; 0: one per core.")] = None,
     batch_frames: Annotated[int | None, typer.Option(min=1, help="Face crops in a batch.")] = None,
     batch_windows: Annotated[int | None, typer.Option(min=1, help="Windows in a batch.")] = None,
-    max_failures: Annotated[int, typer.Option(min=0, help="Exit with 3 when more files than this failed.")] = 0,
+    max_failures: Annotated[
+        str, typer.Option(help="Exit with 3 when more files than this failed: a number, or a share of all inputs.", metavar="N|P%")
+    ] = "0",
     as_json: JsonOption = False,
 ) -> None:
     """Score videos: one row per file, with where and why.
@@ -86,6 +102,7 @@ def scan(
     from dissonance.engine.scan.pipeline import Scan
 
     del decoder, runtime  # one of each so far: auto
+    tolerated = _tolerated_failures(max_failures)
     execution = {"workers": workers, "threads": threads, "batch_frames": batch_frames, "batch_windows": batch_windows}
     settings = _scan_config(config, detector=detector, yunet_model=yunet_model, boxes=boxes, execution=execution)
     opened = open_bundle(bundle)
@@ -116,7 +133,7 @@ def scan(
             screen.print(f"... and {summary.inputs - _SHOWN_ROWS} more")
     for line in summary_lines(summary, str(out)):
         (console if as_json else stdout()).print(line, markup=False)
-    if summary.failed > max_failures:
+    if summary.failed > tolerated(summary.inputs):
         raise typer.Exit(errors.EXIT_SOME_FAILED)
 
 

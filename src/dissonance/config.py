@@ -191,10 +191,17 @@ class SpeechConfig(Frozen):
 
 
 class LimitsConfig(Frozen):
-    """What one file may cost."""
+    """What one file may cost. A file that would cost more fails, and its row names the limit; a file within them is scored as under any others."""
 
     min_frames: Annotated[int, Field(ge=1)] = 10  # shorter clips abstain with too_short
+    max_size_gib: Annotated[float, Field(gt=0)] = 128.0
+    max_duration_s: Annotated[float, Field(ge=1)] = 43_200.0  # 12 hours
+    max_pixels: Annotated[int, Field(ge=1)] = 40_000_000  # of one picture; 8K has 33 million
+    max_streams: Annotated[int, Field(ge=1, le=1000)] = 128
+    max_memory_mib: Annotated[int, Field(ge=512)] = 3072  # of a decode worker; idle it has about 120
     stall_timeout_s: Annotated[float, Field(ge=15)] = 300.0  # a decoder silent for longer is killed; a live one is heard every 5 s
+    timeout_s: Annotated[float, Field(gt=0)] = 1800.0  # so long may a file take, waiting for inference not counted ...
+    timeout_per_media_s: Annotated[float, Field(ge=0)] = 10.0  # ... and so much longer for each second of it that was read
 
 
 class ExecutionConfig(Frozen):
@@ -221,8 +228,8 @@ class ScanConfig(Frozen):
     execution: ExecutionConfig = ExecutionConfig()
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that can change a row: a scan resumes only under the same one."""
-        data = self.model_dump(mode="json", exclude={"execution", "extensions"})
+        """SHA-256 of all that can change a score: a scan resumes only under the same one."""
+        data = self.model_dump(mode="json", include={"detector": True, "tracking": True, "speech": True, "limits": {"min_frames"}})
         for key in ("yunet_model", "boxes_file"):
             if (path := getattr(self.detector, key)) is not None:
                 data["detector"][key] = hashlib.sha256(_read_bytes(path, f"detector.{key}")).hexdigest()

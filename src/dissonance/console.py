@@ -153,6 +153,8 @@ def summary_lines(summary: ScanSummary, out: str) -> list[str]:
         "files tried a second time": s.retried,
     }
     lines += [f"  {count} {what}" for what, count in notes.items() if count]
+    if s.lost:
+        lines.append("  decode workers lost and replaced: " + ", ".join(f"{count} {reason}" for reason, count in s.lost.items()))
     lines.append(f"Rows: {printable(out)}/files.parquet, tracks.parquet, windows.parquet (and .jsonl); manifest: run.json")
     return lines
 

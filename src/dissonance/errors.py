@@ -60,7 +60,7 @@ class BundleError(DissonanceError):
 class MediaError(Exception):
     """One file that cannot be scored. It costs that file only, and becomes its row's `reason`.
 
-    Not a `DissonanceError`: it never ends a run. `reason` is one of corrupt, unsupported_codec, unreadable, refused.
+    Not a `DissonanceError`: it never ends a run. `reason` is one of corrupt, unsupported_codec, unreadable, refused, changed, out_of_memory.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

@@ -8,8 +8,11 @@ import pytest
 
 from dissonance.bundle import open_bundle
 from dissonance.config import ScanConfig
+from dissonance.engine.media.clip import ClipSummary
 from dissonance.engine.runtime import open_runtime
 from dissonance.engine.scan.pipeline import Scan, ScanSummary
+from dissonance.engine.scan.single import score_file
+from dissonance.engine.scan.verdict import FileVerdict
 
 Rows = dict[str, dict[str, Any]]  # by uri
 
@@ -51,6 +54,12 @@ def run_scan(
         retry_failed=retry_failed,
     )
     return scan.run()
+
+
+def scored_alone(path: Path) -> tuple[ClipSummary, FileVerdict]:
+    """One file as `dissonance inspect` scores it."""
+    bundle = open_bundle("demo")
+    return score_file(path, bundle=bundle, runtime=open_runtime(bundle, threads=1), config=ScanConfig())
 
 
 def read_rows(out: Path, table: str = "files") -> list[dict[str, Any]]:

@@ -92,6 +92,8 @@ class SoundReader:
             for packet in packets:
                 try:
                     frames = stream.decode(packet)
+                except av.error.MemoryError as error:
+                    raise MediaError("out_of_memory", "decoding its sound") from error
                 except av.error.FFmpegError:
                     self.decode_errors += 1
                     continue

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissonance.bundle import CropSpec, MelSpec
-from dissonance.config import ModelConfig, ScanConfig, SpeechConfig
-from dissonance.engine.media.audio import SoundReader
+from dissonance.config import LimitsConfig, ModelConfig, ScanConfig, SpeechConfig
+from dissonance.engine.media.audio import SAMPLE_RATE_HZ, SoundReader
 from dissonance.engine.media.boxes import BoxFile
 from dissonance.engine.media.detect import Detector
 from dissonance.engine.media.faces import DetectedFaces, FaceStream, GivenFaces, TrackProgress
-from dissonance.engine.media.probe import MediaInfo, probe
+from dissonance.engine.media.probe import MediaInfo, check_duration, probe
 from dissonance.engine.media.sound import SoundSummary, SoundTrack
 from dissonance.engine.media.video import Frame, VideoReader
 from dissonance.engine.media.windows import Span, TrackWindows, window_starts
@@ -24,6 +24,7 @@ from dissonance.errors import MediaError
 SOUND_ALONE = -1  # the track of windows that have no face
 MEL_FRAMES = 4  # a video frame
 SOUND_HISTORY_FRAMES = 1500
+ENDS_THE_FILE = frozenset({"refused", "out_of_memory"})  # where one stream costs too much, what the other holds is no result either
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,13 @@ class ClipSummary:
 class _Picture:
     """The frames of a file; trouble ends them and is kept in `error`."""
 
-    def __init__(self, path: Path, info: MediaInfo) -> None:
+    def __init__(self, path: Path, info: MediaInfo, *, limits: LimitsConfig) -> None:
         self.error: MediaError | None = None
         self.frames = 0
         self._reader: VideoReader | None = None
         if info.video is not None:
             try:
-                self._reader = VideoReader(path, info)
+                self._reader = VideoReader(path, info, limits=limits)
             except MediaError as error:
                 self.error = error
 
@@ -113,6 +114,8 @@ class _Picture:
             except StopIteration:
                 break
             except MediaError as error:
+                if error.reason in ENDS_THE_FILE:
+                    raise
                 self.error = error
                 break
             self.frames = index + 1
@@ -145,8 +148,9 @@ class _Sound:
         origin_s: float,
         mel: MelSpec,
         speech: SpeechConfig,
+        limits: LimitsConfig,
         history_frames: int,
-        progress: Callable[[], None],
+        progress: Callable[[float], None],
     ) -> None:
         self.error: MediaError | None = None
         self._bins = mel.bins
@@ -155,7 +159,7 @@ class _Sound:
         if info.audio is not None:
             try:
                 self._reader = SoundReader(path, info, origin_s=origin_s)
-                self._track = SoundTrack(_watched(self._reader, progress), mel=mel, speech=speech, history_frames=history_frames)
+                self._track = SoundTrack(_watched(self._reader, progress, limits), mel=mel, speech=speech, history_frames=history_frames)
             except MediaError as error:
                 self._lose(error)
 
@@ -165,6 +169,8 @@ class _Sound:
         return 0 if self._reader is None else self._reader.decode_errors
 
     def _lose(self, error: MediaError) -> None:
+        if error.reason in ENDS_THE_FILE:
+            raise error
         self.error = error
         self._track = None
 
@@ -198,19 +204,20 @@ def read_clip(
     scan: ScanConfig,
     detector: Detector | BoxFile,
     uri: str | None = None,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> Iterator[Window | ClipSummary]:
     """Windows of every face of a file as they become certain, then exactly one ClipSummary.
 
     A file without a face, but with a voice, gives windows of the sound alone (track -1), of those stretches that hold speech. `uri` is the name
-    under which given boxes are looked up (default: the path as text). `progress` is called for every frame of the grid and every chunk of sound.
+    under which given boxes are looked up (default: the path as text). `progress` is called with the seconds that were
+    read of it, for every frame of the grid and every chunk of sound.
     Nothing is decided on a clip's length: that is the caller's.
 
-    Raises MediaError: the file cannot be opened, or neither its picture nor its sound could be decoded.
+    Raises MediaError: the file cannot be opened, neither its picture nor its sound could be decoded, or it costs more than `scan.limits` allow.
     """
-    info = probe(path)
+    info = probe(path, limits=scan.limits)
     history = SOUND_HISTORY_FRAMES + model.frames + _delay_frames(scan)
-    picture = _Picture(path, info)
+    picture = _Picture(path, info, limits=scan.limits)
     sound: _Sound | None = None
     faces: FaceStream | None = None
     windows: dict[int, TrackWindows] = {}
@@ -218,7 +225,7 @@ def read_clip(
     origin_s = info.audio.start_s if info.audio is not None else 0.0
 
     def open_sound() -> _Sound:
-        return _Sound(path, info, origin_s=origin_s, mel=mel, speech=scan.speech, history_frames=history, progress=progress)
+        return _Sound(path, info, origin_s=origin_s, mel=mel, speech=scan.speech, limits=scan.limits, history_frames=history, progress=progress)
 
     def with_sound(news: list[TrackProgress], sound: _Sound) -> Iterator[Window]:
         for track, span in _spans(news, windows, model):
@@ -226,7 +233,8 @@ def read_clip(
             yield _window(track, span, sound, origin_s=origin_s, model=model)
 
     for index, frame in picture:
-        progress()
+        progress(index / model.fps)
+        check_duration(index / model.fps, scan.limits)
         if faces is None or sound is None:
             origin_s = picture.origin_s
             sound = open_sound()
@@ -266,9 +274,12 @@ def read_clip(
     )
 
 
-def _watched(chunks: Iterable[NDArray[np.float32]], progress: Callable[[], None]) -> Iterator[NDArray[np.float32]]:
+def _watched(chunks: Iterable[NDArray[np.float32]], progress: Callable[[float], None], limits: LimitsConfig) -> Iterator[NDArray[np.float32]]:
+    samples = 0
     for chunk in chunks:
-        progress()
+        samples += len(chunk)
+        progress(samples / SAMPLE_RATE_HZ)
+        check_duration(samples / SAMPLE_RATE_HZ, limits)
         yield chunk
 
 

@@ -12,14 +12,12 @@ from typing import Any
 import av
 import av.error
 from av.container import InputContainer
-from av.format import Flags
 from av.stream import Discard
 
-from dissonance.engine.media.probe import MediaInfo
+from dissonance.engine.media.probe import MAY_JUMP, MediaInfo
 
 JUMP_S = 10.0  # in formats whose timestamps may jump (MPEG-TS and PS); FFmpeg's own dts_delta_threshold
 STILL_S = 600.0  # in all others: so long may one picture stand, or the sound be away
-_MAY_JUMP: Any = Flags.ts_discont.value
 BACK_S = 1.0  # decoding times never go back; reordered ones do by less than this
 
 
@@ -37,7 +35,7 @@ class PacketReader:
         chosen = [stream.index for stream in (info.video, info.audio) if stream is not None]
         # MP4's tables hold no jumps back, and reading the pictures' bytes for the sound's sake would double the work.
         self._indices = [index] if "mov" in info.container else chosen
-        self._limit_s = JUMP_S if container.format.flags & _MAY_JUMP else STILL_S
+        self._limit_s = JUMP_S if container.format.flags & MAY_JUMP else STILL_S
         self._shift_s = dict.fromkeys(self._indices, 0.0)  # added to each stream's times
         self._newest_s = 0.0  # the correction made last, by any stream
         self._reached_s: dict[int, float] = {}  # where each stream has got to

@@ -14,8 +14,10 @@ import av.error
 import av.logging
 from av.container import InputContainer
 from av.container.core import Flags
+from av.format import Flags as FormatFlags
 from av.stream import Disposition
 
+from dissonance.config import LimitsConfig
 from dissonance.engine.media.frame import upright_turn_deg
 from dissonance.errors import MediaError
 
@@ -28,6 +30,7 @@ DEMUXERS = (
 READ_BYTES = 1 << 18  # one read of the file
 PROBE_BYTES, PROBE_S = 32 << 20, 20  # a stream that has not begun by then is not seen; more only costs where one is missing
 PICTURE_PACKETS = 256  # a file's rotation is looked for in at most as many packets, of all streams
+MAY_JUMP: Any = FormatFlags.ts_discont.value  # a format whose clock may jump
 _MAKE_UP_TIMES: Any = Flags.gen_pts.value
 _NOT_ALLOWED = "Format not on whitelist"
 # FFmpeg's probing overlooks these without a telling file name; the text says what they are.
@@ -100,6 +103,8 @@ def open_media(path: Path) -> Iterator[InputContainer]:
         try:
             with _demuxer(file) as container:
                 yield container
+        except av.error.MemoryError as error:
+            raise MediaError("out_of_memory", "reading its container") from error
         except av.error.FFmpegError as error:
             raise MediaError("corrupt", f"FFmpeg cannot read it: {error.strerror or error}") from error
         except OSError as error:
@@ -149,14 +154,21 @@ def _refused_format(attempt: Any) -> str | None:
     return next((speaker or "unknown" for _, speaker, message in logs if _NOT_ALLOWED in message), None)
 
 
-def probe(path: Path) -> MediaInfo:
+def probe(path: Path, *, limits: LimitsConfig | None = None) -> MediaInfo:
     """Read a file's headers, and one picture for its rotation. Raises MediaError: unreadable, corrupt, refused, unsupported_codec."""
+    limits = limits or LimitsConfig()
     with open_media(path) as container:
+        if len(container.streams) > limits.max_streams:
+            raise MediaError("refused", f"it has {len(container.streams)} streams; {limits.max_streams} is the most (limits.max_streams)")
         pictures = [s for s in container.streams.video if not s.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)]
         sounds = list(container.streams.audio)
         video, audio = _choose(pictures, "video"), _choose(sounds, "audio")
         if video is None and audio is None and (pictures or sounds):
             raise MediaError("corrupt", "its streams are announced, but none of them holds anything")
+        if video is not None:
+            check_pixels(video.codec_context.width, video.codec_context.height, limits)
+        for stream in filter(None, (video, audio)):
+            _check_duration(container, stream, limits)
         return MediaInfo(
             container=container.format.name,
             duration_s=None if container.duration is None else container.duration / av.time_base,
@@ -166,6 +178,24 @@ def probe(path: Path) -> MediaInfo:
             audio_streams=len(sounds),
             choice=f"{_reason('video', video, pictures)}; {_reason('audio', audio, sounds)}",
         )
+
+
+def check_pixels(width: int, height: int, limits: LimitsConfig) -> None:
+    """Raises MediaError refused for a picture that is larger than the limit."""
+    if width * height > limits.max_pixels:
+        raise MediaError("refused", f"its picture has {width} x {height} pixels; {limits.max_pixels:,} is the most (limits.max_pixels)")
+
+
+def check_duration(duration_s: float, limits: LimitsConfig) -> None:
+    """Raises MediaError refused for what lasts longer than the limit."""
+    if duration_s > limits.max_duration_s:
+        raise MediaError("refused", f"it lasts {duration_s:.0f} s or more; {limits.max_duration_s:g} is the most (limits.max_duration_s)")
+
+
+def _check_duration(container: InputContainer, stream: Any, limits: LimitsConfig) -> None:
+    """What the container says, where its clock cannot jump; what is read is checked as it comes."""
+    if not container.format.flags & MAY_JUMP:
+        check_duration(_seconds(stream.duration, stream) or 0.0, limits)
 
 
 def _size(stream: Any) -> int:

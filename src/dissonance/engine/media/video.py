@@ -10,9 +10,10 @@ from typing import Any
 import av
 from av.video.reformatter import VideoReformatter
 
+from dissonance.config import LimitsConfig
 from dissonance.engine.media.frame import Frame
 from dissonance.engine.media.packets import PacketReader
-from dissonance.engine.media.probe import MediaInfo, open_media
+from dissonance.engine.media.probe import MediaInfo, check_pixels, open_media
 from dissonance.errors import MediaError
 
 __all__ = ["FPS", "Frame", "VideoReader"]
@@ -29,13 +30,14 @@ class VideoReader:
     Grid frame k is what is on screen in the middle of its interval: the last source frame presented at or before origin_s + k/25 + 0.02 s.
     The same Frame object comes again where the grid repeats it. A frame whose time is not after its predecessor's is never shown.
     Packets that do not decode are skipped and counted, as FFmpeg does. Memory: the decoder's own frames and one more.
-    Raises MediaError("corrupt") where nothing decodes; ValueError where `info` has no video.
+    Raises MediaError: corrupt where nothing decodes, refused beyond `limits`, out_of_memory; ValueError where `info` has no video.
     """
 
-    def __init__(self, path: Path, info: MediaInfo, *, threads: int = 1) -> None:
+    def __init__(self, path: Path, info: MediaInfo, *, threads: int = 1, limits: LimitsConfig | None = None) -> None:
         if info.video is None:
             raise ValueError("this file has no video stream")
         self._path, self._info, self._video, self._threads = path, info, info.video, threads
+        self._limits = limits or LimitsConfig()
         self.origin_s = 0.0  # presentation time of the first frame, on the file's clock; known after the first frame
         self.frames_decoded = 0  # every frame that the decoder returned
         self.frames_dropped = 0  # those that the grid never shows
@@ -105,6 +107,8 @@ class VideoReader:
                     in_turn.append(packet.dts)
                 try:
                     pictures = stream.decode(packet)
+                except av.error.MemoryError as error:
+                    raise MediaError("out_of_memory", "decoding its picture") from error
                 except av.error.FFmpegError:
                     self.decode_errors += 1
                     if in_turn:
@@ -115,6 +119,7 @@ class VideoReader:
                     if packet is None:
                         self.decode_errors += packets.demux_errors
                 for picture in pictures:
+                    check_pixels(picture.width, picture.height, self._limits)  # a picture may grow in mid-stream
                     self.frames_decoded += 1
                     if in_turn is not None:
                         picture.pts = in_turn.popleft() if in_turn else None

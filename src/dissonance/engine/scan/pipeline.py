@@ -11,7 +11,7 @@ import os
 import platform
 import sqlite3
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,18 +24,19 @@ from dissonance.config import ScanConfig
 from dissonance.engine.media.clip import ClipSummary, Window
 from dissonance.engine.media.detect import make_detector
 from dissonance.engine.runtime.base import Runtime
+from dissonance.engine.scan.channel import ProtocolError
 from dissonance.engine.scan.ledger import Ledger, Stamp
-from dissonance.engine.scan.messages import Crashed, Failed, Message, Opened, Task
+from dissonance.engine.scan.messages import Crashed, Failed, Opened, Task
 from dissonance.engine.scan.scoring import Scorer, WindowScore
 from dissonance.engine.scan.sink import Sink, replacing
 from dissonance.engine.scan.sources import Input, Sources
 from dissonance.engine.scan.verdict import FileVerdict, VerdictBuilder
-from dissonance.engine.scan.workers import WorkerPool
+from dissonance.engine.scan.workers import Event, WorkerPool
 from dissonance.errors import OutputError, UsageError
 from dissonance.machine import available_cores
 
 _LEDGER, _LOCK = "run.db", "run.lock"
-MAX_TRIES = 2  # a file whose worker died gets one more
+MAX_TRIES = 2  # a file that cost its worker gets one more, in a process of its own
 _IDLE_WAIT_S = 1.0
 _BATCHING_WAIT_S = 0.05  # how long a file that has been read to its end waits for others to fill its last batch
 
@@ -68,7 +69,8 @@ class ScanSummary:
     repeated: int  # inputs named more than once
     resumed: int  # done by an earlier run, not decoded again
     decoded: int  # files read by this run
-    retried: int  # files whose worker died once
+    retried: int  # files that cost their worker once
+    lost: dict[str, int]  # workers that had to be replaced, by reason
     elapsed_s: float
 
 
@@ -115,6 +117,8 @@ class Scan:
         self._quiet = False  # no worker said anything during the last wait
         self._next_id = 0
         self._decoded = self._retried = 0
+        self._lost: Counter[str] = Counter()
+        self._confined: list[str] | None = None
 
     def run(self) -> ScanSummary:
         """Scan everything. Raises DissonanceError for what ends a run; a file never does."""
@@ -151,6 +155,7 @@ class Scan:
                 resumed=resumed,
                 decoded=self._decoded,
                 retried=self._retried,
+                lost=dict(sorted(self._lost.items())),
                 elapsed_s=time.monotonic() - started_s,
             )
             self._write_manifest(summary, started_at)
@@ -242,35 +247,46 @@ class Scan:
         with WorkerPool(count=self._config.execution.workers or available_cores(), spec=self._bundle.spec, scan=self._config) as pool:
             for event in pool.run(next_task, poll=poll):
                 self._quiet = False
-                self._on_message(self._clips[event.task.id], event.message, sink)
+                if event.task.id in self._clips:
+                    try:
+                        self._on_event(self._clips[event.task.id], event, sink)
+                    except ProtocolError as error:
+                        pool.drop(event.task)
+                        self._on_crash(self._clips[event.task.id], Crashed(f"the decode worker contradicts itself: {error}"), sink)
+            self._confined = None if pool.confined is None else sorted(pool.confined)
         self._deliver(self._scorer.flush(), sink)
 
-    def _on_message(self, clip: _Clip, message: Message, sink: Sink) -> None:
+    def _on_event(self, clip: _Clip, event: Event, sink: Sink) -> None:
+        message = event.message
+        if event.peak_memory_mib is not None:
+            clip.builder.peak_memory(event.peak_memory_mib)
         if isinstance(message, Opened):
             self._decoded += clip.tries == 1
             clip.builder.opened(message)
         elif isinstance(message, Window):
-            clip.windows_left += 1
             self._scorer.add(clip.task.id, message)
+            clip.windows_left += 1
         elif isinstance(message, ClipSummary):
             clip.summary = message
             self._finish_if_complete(clip, sink)
         elif isinstance(message, Failed):
             self._finish(clip, clip.builder.without_score(reason=message.reason, detail=message.detail, elapsed_s=_since(clip)), sink)
         elif isinstance(message, Crashed):
-            if clip.tries < MAX_TRIES:
-                self._retry(clip)
-            else:
-                verdict = clip.builder.without_score(reason="decoder_crash", detail=message.detail, elapsed_s=_since(clip))
-                self._finish(clip, verdict, sink)
+            self._on_crash(clip, message, sink)
 
-    def _retry(self, clip: _Clip) -> None:
+    def _on_crash(self, clip: _Clip, crash: Crashed, sink: Sink) -> None:
+        """A worker was lost over this file: once more, in a process that has decoded nothing else; a second time it is the file's fault."""
+        self._lost[crash.reason] += 1
+        if clip.tries >= MAX_TRIES:
+            self._finish(clip, clip.builder.without_score(reason=crash.reason, detail=crash.detail, elapsed_s=_since(clip)), sink)
+            return
         self._scorer.forget(clip.task.id)
         del self._clips[clip.task.id]
         self._retried += 1
         self._next_id += 1
-        task = Task(self._next_id, clip.task.path, clip.task.uri)
-        self._retries.append(_Clip(clip.number, task, Stamp.of(task.path), clip.builder.anew(), tries=clip.tries + 1))
+        task = Task(self._next_id, clip.task.path, clip.task.uri, fresh=True)
+        builder = clip.builder.anew(fallback_cause=f"{crash.reason}: {crash.detail}")
+        self._retries.append(_Clip(clip.number, task, Stamp.of(task.path), builder, tries=clip.tries + 1))
 
     def _deliver(self, scores: Iterator[tuple[int, WindowScore]], sink: Sink) -> None:
         for task_id, score in scores:
@@ -280,8 +296,14 @@ class Scan:
             self._finish_if_complete(clip, sink)
 
     def _finish_if_complete(self, clip: _Clip, sink: Sink) -> None:
-        if clip.summary is not None and clip.windows_left == 0:
-            self._finish(clip, clip.builder.scored(clip.summary, elapsed_s=_since(clip)), sink)
+        if clip.summary is None or clip.windows_left:
+            return
+        try:
+            verdict = clip.builder.scored(clip.summary, elapsed_s=_since(clip))
+        except ProtocolError as error:  # its worker has other work by now
+            self._on_crash(clip, Crashed(f"the decode worker contradicts itself: {error}"), sink)
+        else:
+            self._finish(clip, verdict, sink)
 
     def _finish(self, clip: _Clip, verdict: FileVerdict, sink: Sink) -> None:
         self._scorer.forget(clip.task.id)
@@ -301,6 +323,7 @@ class Scan:
             "scan_config": self._config.model_dump(mode="json"),
             "scan_config_hash": self._config.fingerprint(),
             "runtime": self._runtime.name,
+            "worker_confinement": self._confined,
             "started_at": started_at.isoformat(),
             "finished_at": datetime.now(UTC).isoformat(),
             "summary": summary.__dict__,

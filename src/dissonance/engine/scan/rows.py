@@ -40,6 +40,7 @@ FILES = pa.schema(
         ("bundle_id", pa.string()),
         ("trained_on", pa.string()),
         ("elapsed_s", pa.float64()),
+        ("peak_memory_mib", pa.int64()),
     ]
 )
 

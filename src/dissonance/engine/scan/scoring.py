@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dissonance.config import ExecutionConfig, ModelConfig
 from dissonance.engine.media.clip import Window
 from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
+from dissonance.engine.scan.channel import ProtocolError
 
 _TRACK_KEPT_FRAMES = 3000  # two minutes: far more than windows of different tracks can come out of order
 
@@ -58,7 +59,10 @@ class Scorer:
         self._last: dict[tuple[int, int], _Job] = {}  # the latest window of each clip and track
 
     def add(self, clip: int, window: Window) -> None:
-        """Queue one window of the clip numbered `clip`. Windows of a track come in order, those of different tracks nearly so."""
+        """Queue one window of the clip numbered `clip`. Windows of a track come in order, those of different tracks nearly so.
+
+        Raises ProtocolError where it builds on a window that did not come.
+        """
         model = self._model
         if (clip, window.track) not in self._last:
             self._forget_tracks(clip, window.first_frame - _TRACK_KEPT_FRAMES)
@@ -73,7 +77,7 @@ class Scorer:
             crops=window.new_crops,
         )
         if 0 < len(window.new_crops) < window.frames:
-            job.previous = self._last[clip, window.track]
+            job.previous = self._previous(clip, window)
         if len(window.new_crops):
             self._last[clip, window.track] = job
         self._frames.extend((job, row) for row in range(len(window.new_crops)))
@@ -81,6 +85,14 @@ class Scorer:
             self._sounds.append((job, window.mel))
         if job.waiting == 0:
             self._ready.append(job)
+
+    def _previous(self, clip: int, window: Window) -> _Job:
+        """The window of the same track that had this one's first frames."""
+        previous = self._last.get((clip, window.track))
+        shared = window.frames - len(window.new_crops)
+        if previous is None or not 0 <= window.first_frame - previous.window.first_frame <= previous.window.frames - shared:
+            raise ProtocolError(f"window {window.index} of track {window.track} builds on one that did not come")
+        return previous
 
     def forget(self, clip: int) -> None:
         """Drop all that is queued or kept of a clip: it is finished, or has failed."""

@@ -9,6 +9,7 @@ import csv
 import glob
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +19,30 @@ import pyarrow.parquet as pq
 
 from dissonance.errors import UsageError
 
+_LOOKS_ESCAPED = re.compile(r"\\x[0-9a-f]{2}")
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class Input:
-    """One thing to be accounted for. `path` is what is opened; `uri` is how the rows name it (always valid Unicode)."""
+    """One thing to be accounted for. `path` is what is opened; `uri` is how the rows name it: always valid Unicode, another one for every path.
+
+    A byte that is not UTF-8 stands as `\\xNN`; in names that hold such a byte, or look as if they did, a backslash stands doubled.
+    """
 
     uri: str
     path: str
 
     @classmethod
     def of(cls, path: str) -> "Input":
-        return cls(uri=os.fsencode(path).decode("utf-8", "backslashreplace"), path=path)
+        raw = os.fsencode(path)
+        try:
+            uri = raw.decode()
+        except UnicodeDecodeError:
+            uri = None
+        if uri is None or _LOOKS_ESCAPED.search(uri):  # so that no two paths share a name
+            uri = raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+        return cls(uri=uri, path=path)
 
 
 class Sources:

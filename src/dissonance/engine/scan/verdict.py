@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dissonance.bundle import Bundle, BundleSpec, CalibrationSpec, ModalityCase
 from dissonance.config import ScanConfig
 from dissonance.engine.media.clip import ClipSummary
+from dissonance.engine.scan.channel import ProtocolError
 from dissonance.engine.scan.messages import Opened
 from dissonance.engine.scan.rows import FILES, Row
 from dissonance.engine.scan.scoring import WindowScore
@@ -155,9 +156,16 @@ class VerdictBuilder:
         self._row.update(uri=uri, decoder="pyav", detector=scan.detector.kind, runtime=runtime)
         self._row.update(bundle_id=bundle.id, trained_on=bundle.spec.trained_on, tracks=0, windows=0)
 
-    def anew(self) -> "VerdictBuilder":
-        """An empty builder for the same file, to try it again."""
-        return VerdictBuilder(uri=str(self._row["uri"]), bundle=self._bundle, scan=self._scan, runtime=str(self._row["runtime"]))
+    def anew(self, *, fallback_cause: str) -> "VerdictBuilder":
+        """An empty builder for the same file, to try it again; its row will say why."""
+        builder = VerdictBuilder(uri=str(self._row["uri"]), bundle=self._bundle, scan=self._scan, runtime=str(self._row["runtime"]))
+        builder._row.update(fallback_cause=fallback_cause, peak_memory_mib=self._row["peak_memory_mib"])
+        return builder
+
+    def peak_memory(self, mib: int) -> None:
+        """The most memory that the file's worker held at once, over all tries."""
+        known = self._row["peak_memory_mib"]
+        self._row["peak_memory_mib"] = max(mib, known) if isinstance(known, int) else mib
 
     def opened(self, opened: Opened) -> None:
         """The file's hash and size are known."""
@@ -177,12 +185,13 @@ class VerdictBuilder:
     def scored(self, summary: ClipSummary, *, elapsed_s: float) -> FileVerdict:
         """The verdict of a file that was read to its end."""
         info = summary.info
+        causes = (self._row["fallback_cause"], summary.picture_error, summary.sound_error)
         self._row.update(
             duration_s=summary.duration_s,
             video_codec=info.video.codec if info.video else None,
             audio_codec=info.audio.codec if info.audio else None,
             stream_choice=info.choice,
-            fallback_cause=summary.picture_error or summary.sound_error,
+            fallback_cause="; ".join(str(cause) for cause in causes if cause) or None,
             frames_decoded=summary.frames_decoded,
             frames_dropped=summary.frames_dropped,
             decode_errors=summary.decode_errors,
@@ -217,6 +226,8 @@ class VerdictBuilder:
         tracks = [self._tracks[track] for track in sorted(self._tracks)]
         speakers = [track for track in tracks if case == "av" and track.speaks(min_speaking_fraction=speaking)]
         logits = {track.track: logit for track in speakers or tracks if (logit := track.logit(case, fraction)) is not None}
+        if not logits:
+            raise ProtocolError(f"nothing in its windows bears out its modalities '{case}'")
         decisive = self._tracks[max(logits, key=lambda track: logits[track])]
         p_fake = probability(logits[decisive.track], calibration[case])
         self._row.update(

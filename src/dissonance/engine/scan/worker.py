@@ -1,96 +1,154 @@
 """A decode worker: `python -m dissonance.engine.scan.worker FD`, started by `workers.WorkerPool`.
 
-It reads its settings and then one task after another from the socket FD, turns each file into windows, and ends when the socket closes.
+It reads its settings from the socket FD, gives up all it does not need (see confine.py), then turns one file after another into windows, and ends
+when the socket closes.
 """
 
 import hashlib
 import json
 import os
+import socket
 import stat
 import sys
 import time
 import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 
 from dissonance.bundle import CropSpec, MelSpec
-from dissonance.config import ModelConfig, ScanConfig
-from dissonance.engine.media.clip import read_clip
+from dissonance.config import LimitsConfig, ModelConfig, ScanConfig
+from dissonance.engine.media.clip import ClipSummary, Window, read_clip
 from dissonance.engine.media.detect import make_detector
+from dissonance.engine.scan.channel import receive, send
+from dissonance.engine.scan.confine import confine
 from dissonance.engine.scan.messages import Crashed, Failed, Heartbeat, Opened, Ready, decode_task, encode
 from dissonance.errors import MediaError
 
 HEARTBEAT_S = 5.0
+LIBRARIES_MIB = 128  # of the memory limit: the libraries' code, which the limit on data does not count
 _HASH_BLOCK = 1 << 20
+_MIB, _GIB = 1 << 20, 1 << 30
 
 
 class Heart:
     """Beats at most every HEARTBEAT_S, from inside the decode loop: a hung decoder does not beat."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, scan: socket.socket) -> None:
+        self._scan = scan
         self._last_s = time.monotonic()
 
-    def beat(self) -> None:
-        """Send a heartbeat if one is due."""
+    def beat(self, media_s: float = 0.0) -> None:
+        """Send a heartbeat if one is due. `media_s`: how many seconds of the file have been read."""
         now_s = time.monotonic()
         if now_s - self._last_s >= HEARTBEAT_S:
-            self._connection.send_bytes(encode(Heartbeat()))
+            send(self._scan, encode(Heartbeat(media_s)))
             self._last_s = now_s
 
 
-def hash_file(path: Path, heart: Heart) -> Opened:
-    """SHA-256 and size of a regular file. Raises MediaError unreadable for anything else."""
+def hash_file(path: Path, heart: Heart, *, limits: LimitsConfig) -> tuple[Opened, os.stat_result]:
+    """SHA-256 and size of a regular file, and its state before. Raises MediaError: unreadable, refused."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb", buffering=0) as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            if stat.S_ISDIR(mode):
-                raise MediaError("unreadable", "is a directory")
-            if not stat.S_ISREG(mode):
-                raise MediaError("refused", "is not a regular file (pipe, socket or device)")
+        _check_kind(os.stat(path), limits)  # before it is opened: opening a device may set it going
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0) as stream:
+            status = os.fstat(stream.fileno())
+            _check_kind(status, limits)
             digest, size = hashlib.sha256(), 0
-            while block := stream.read(_HASH_BLOCK):
+            while size < status.st_size and (block := stream.read(_HASH_BLOCK)):  # what is appended meanwhile would never end
                 digest.update(block)
                 size += len(block)
                 heart.beat()
     except OSError as error:
         raise MediaError("unreadable", error.strerror or str(error)) from error
-    return Opened(content_hash=digest.hexdigest(), size_bytes=size)
+    return Opened(content_hash=digest.hexdigest(), size_bytes=size), status
+
+
+def _check_kind(status: os.stat_result, limits: LimitsConfig) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError("unreadable", "is a directory")
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError("refused", "is not a regular file (pipe, socket or device)")
+    if status.st_size > limits.max_size_gib * _GIB:
+        raise MediaError("refused", f"is {status.st_size / _GIB:.1f} GiB large; {limits.max_size_gib:g} is the most (limits.max_size_gib)")
+
+
+def _check_unchanged(path: Path, before: os.stat_result) -> None:
+    """Windows of one content under the hash of another must not pass for a result."""
+    try:
+        after: os.stat_result | None = os.stat(path)
+    except OSError:
+        after = None
+    if after is None or any(getattr(before, name) != getattr(after, name) for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns")):
+        raise MediaError("changed", "the file changed while it was read; once it is complete, scan again with --resume")
+
+
+class Worker:
+    """What a worker keeps from file to file."""
+
+    def __init__(self, scan: socket.socket) -> None:
+        settings = json.loads(receive(scan))
+        self._model = ModelConfig.model_validate(settings["model"])
+        self._crop = CropSpec.model_validate(settings["crop"])
+        self._mel = MelSpec.model_validate(settings["mel"])
+        self._config = ScanConfig.model_validate(settings["scan"])
+        self._detector = make_detector(self._config.detector)
+        self._heart = Heart(scan)
+
+    @property
+    def limits(self) -> LimitsConfig:
+        """What one file may cost."""
+        return self._config.limits
+
+    def read(self, path: str, uri: str) -> Iterator[Opened | Window | ClipSummary]:
+        """All there is to say of one file, its summary last. Raises MediaError."""
+        if "://" in path and not os.path.exists(path):
+            raise MediaError("refused", "this release scans local files only; copy the file here, or mount its storage")
+        opened, before = hash_file(Path(path), self._heart, limits=self.limits)
+        yield opened
+        parts = read_clip(
+            Path(path),
+            uri=uri,
+            model=self._model,
+            crop=self._crop,
+            mel=self._mel,
+            scan=self._config,
+            detector=self._detector,
+            progress=self._heart.beat,
+        )
+        for part in parts:
+            if isinstance(part, ClipSummary):
+                _check_unchanged(Path(path), before)
+            yield part
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem)
 
 
 def main(descriptor: int) -> None:
     """Serve tasks until the other end closes the socket."""
     cv2.setNumThreads(1)
-    connection = Connection(descriptor)
-    heart = Heart(connection)
-    settings = json.loads(connection.recv_bytes())
-    model = ModelConfig.model_validate(settings["model"])
-    crop = CropSpec.model_validate(settings["crop"])
-    mel = MelSpec.model_validate(settings["mel"])
-    scan = ScanConfig.model_validate(settings["scan"])
-    detector = make_detector(scan.detector)
-    connection.send_bytes(encode(Ready()))
+    scan = socket.socket(fileno=descriptor)
+    worker = Worker(scan)
+    send(scan, encode(Ready(tuple(confine(max_memory_bytes=(worker.limits.max_memory_mib - LIBRARIES_MIB) * _MIB)))))
     while True:
         try:
-            task = decode_task(connection.recv_bytes())
+            task = decode_task(receive(scan))
         except EOFError:
             return
-        path = Path(task.path)
         try:
-            if "://" in task.path and not os.path.exists(task.path):
-                raise MediaError("refused", "this release scans local files only; copy the file here, or mount its storage")
-            connection.send_bytes(encode(hash_file(path, heart)))
-            for part in read_clip(path, uri=task.uri, model=model, crop=crop, mel=mel, scan=scan, detector=detector, progress=heart.beat):
-                connection.send_bytes(encode(part))
+            for part in worker.read(task.path, task.uri):
+                send(scan, encode(part))
         except MediaError as error:
-            connection.send_bytes(encode(Failed(reason=error.reason, detail=error.detail)))
+            send(scan, encode(Failed(reason=error.reason, detail=error.detail)))  # type: ignore[arg-type]  # checked by the scan
         except ConnectionError:
             raise
-        except Exception:
-            connection.send_bytes(encode(Crashed(detail=traceback.format_exc(limit=-3))))
+        except Exception as error:
+            if _is_out_of_memory(error):
+                send(scan, encode(Failed(reason="out_of_memory", detail=f"{type(error).__name__}: {error}")))
+            else:
+                send(scan, encode(Crashed(detail=traceback.format_exc(limit=-3))))
 
 
 if __name__ == "__main__":
