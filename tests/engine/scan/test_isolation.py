@@ -60,7 +60,7 @@ def test_a_fault_costs_its_own_file_only_after_a_second_try(fault: str, clips: l
 
 
 @pytest.mark.parametrize("fault", ["hang", "stutter"])
-def test_a_decoder_that_falls_silent_is_given_up(fault: str, clips: list[Path], reference: Rows, tmp_path: Path) -> None:
+def test_a_decoder_that_falls_silent_is_given_up(fault: str, clips: list[Path], tmp_path: Path) -> None:
     row, others = scan_with(fault, clips, tmp_path)
     assert (row["status"], row["reason"]) == ("failed", "timeout")
     assert "no sign of life for 15 s (limits.stall_timeout_s)" in str(row["detail"])
@@ -82,7 +82,7 @@ def test_memory_stays_below_its_limit(clips: list[Path], tmp_path: Path) -> None
 
 
 def test_a_good_file_tells_its_own_peak(clips: list[Path], tmp_path: Path) -> None:
-    row, others = scan_with("eat", clips, tmp_path)
+    _, others = scan_with("eat", clips, tmp_path)
     for other in others.values():  # though the same pool had one that ate all it could
         peak = other["peak_memory_mib"]
         assert isinstance(peak, int)
@@ -129,10 +129,10 @@ def test_workers_end_with_a_scan_that_is_killed(clips: list[Path], tmp_path: Pat
     bad = tmp_path / "bad.hang.mp4"
     shutil.copy(clips[0], bad)
     code = (
-        "from dissonance.engine.scan import workers; workers.WORKER_MODULE = 'tests.engine.scan.faulty_worker'; "
-        f"from tests.engine.scan.runs import run_scan; from pathlib import Path; run_scan([Path({str(bad)!r})], Path({str(tmp_path / 'out')!r}), workers=1)"
+        "import sys; from pathlib import Path; from dissonance.engine.scan import workers; from tests.engine.scan.runs import run_scan; "
+        "workers.WORKER_MODULE = 'tests.engine.scan.faulty_worker'; run_scan([sys.argv[1]], Path(sys.argv[2]), workers=1)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as scan:
+    with subprocess.Popen([sys.executable, "-c", code, str(bad), str(tmp_path / "out")], cwd=ROOT) as scan:
         children: list[object] = []
         while not children or "hang" not in str(_open_files(children[0])):
             assert scan.poll() is None

@@ -1,6 +1,7 @@
 """Worker messages: what goes in comes out, and nothing else is taken for a message."""
 
 import dataclasses
+import json
 import os
 
 import numpy as np
@@ -9,8 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from dissonance.bundle import CropSpec, MelSpec
+from dissonance.config import load_preset
 from dissonance.engine.media.clip import Window
-from dissonance.engine.scan.messages import Crashed, Failed, Heartbeat, Opened, ProtocolError, Ready, Task, decode, decode_task, encode, encode_task
+from dissonance.engine.scan.channel import ProtocolError
+from dissonance.engine.scan.messages import (
+    Crashed,
+    Failed,
+    Heartbeat,
+    Opened,
+    Ready,
+    Task,
+    WindowCheck,
+    decode,
+    decode_task,
+    encode,
+    encode_task,
+)
 
 
 @given(path=st.binary(min_size=1).map(os.fsdecode), number=st.integers(0, 2**40))
@@ -80,3 +96,95 @@ def test_hostile_headers_are_refused(header: bytes) -> None:
 def test_bytes_left_over_are_refused() -> None:
     with pytest.raises(ProtocolError, match="left over"):
         decode(encode(Failed("corrupt", "detail")) + b"x")
+
+
+CHECK = WindowCheck(model=load_preset("demo"), crop=CropSpec(size_px=2), mel=MelSpec(bins=3), max_duration_s=100)
+T = load_preset("demo").frames
+GOOD = Window(
+    track=0, index=0, first_frame=0, frames=T, start_s=0.0, end_s=1.28, new_crops=np.zeros((T, 2, 2, 3), np.uint8),
+    mel=np.zeros((3, 4 * T), np.float32), boxes=np.zeros((T, 4), np.float32), speech=np.ones(T, bool), mouth_motion=np.zeros(T, np.float32),
+)  # fmt: skip
+ALONE = dataclasses.replace(GOOD, track=-1, new_crops=GOOD.new_crops[:0], boxes=GOOD.boxes[:0])
+
+
+@pytest.mark.parametrize("window", [GOOD, ALONE, dataclasses.replace(GOOD, mel=None), dataclasses.replace(GOOD, new_crops=GOOD.new_crops[:1])])
+def test_windows_as_they_are_made_pass(window: Window) -> None:
+    CHECK.check(window)
+    assert len(encode(window)) <= CHECK.max_message_bytes
+
+
+@pytest.mark.parametrize(
+    ("window", "wrong"),
+    [
+        (dataclasses.replace(GOOD, track=-2), "track"),
+        (dataclasses.replace(GOOD, track=2**31), "track"),
+        (dataclasses.replace(GOOD, index=-1), "index"),
+        (dataclasses.replace(GOOD, frames=0), "frames"),
+        (dataclasses.replace(GOOD, frames=T + 1), "frames"),
+        (dataclasses.replace(GOOD, first_frame=-1), "first_frame"),
+        (dataclasses.replace(GOOD, first_frame=100 * 25 + T + 1), "first_frame"),
+        (dataclasses.replace(GOOD, new_crops=GOOD.new_crops[:0]), "new_crops"),
+        (dataclasses.replace(GOOD, new_crops=GOOD.new_crops[:, :1]), "new_crops"),
+        (dataclasses.replace(GOOD, new_crops=np.zeros((T + 1, 2, 2, 3), np.uint8)), "new_crops"),
+        (dataclasses.replace(GOOD, new_crops=np.array(3, np.uint8)), "new_crops"),
+        (dataclasses.replace(ALONE, new_crops=GOOD.new_crops), "new_crops"),
+        (dataclasses.replace(ALONE, mel=None), "mel"),
+        (dataclasses.replace(GOOD, mel=np.zeros((3, 4), np.float32)), "mel"),
+        (dataclasses.replace(GOOD, boxes=GOOD.boxes[1:]), "boxes"),
+        (dataclasses.replace(GOOD, speech=GOOD.speech[1:]), "speech"),
+        (dataclasses.replace(GOOD, mouth_motion=GOOD.mouth_motion[None]), "mouth_motion"),
+    ],
+)
+def test_a_window_that_the_preset_does_not_make_is_refused(window: Window, wrong: str) -> None:
+    with pytest.raises(ProtocolError, match=wrong):
+        CHECK.check(window)
+
+
+def raw(kind: str, fields: object, arrays: object = None, payload: bytes = b"") -> bytes:
+    header = json.dumps({"kind": kind, "fields": fields, "arrays": arrays or {}}).encode()
+    return len(header).to_bytes(4, "little") + header + payload
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        raw("Heartbeat", {"media_s": "1"}),
+        raw("Heartbeat", {"media_s": float("nan")}),
+        raw("Heartbeat", {"media_s": True}),
+        raw("Heartbeat", {}),
+        raw("Heartbeat", []),
+        raw("Heartbeat", {"media_s": 1.0, "more": 1}),
+        raw("Opened", {"content_hash": 5, "size_bytes": 5}),
+        raw("Opened", {"content_hash": "5", "size_bytes": 10**30}),
+        raw("Opened", {"content_hash": "5", "size_bytes": 5.5}),
+        raw("Failed", {"reason": "scored", "detail": ""}),
+        raw("Crashed", {"detail": "", "reason": "no_face"}),
+        raw("ClipSummary", {"info": 5}),
+        raw("ClipSummary", {"info": {"video": []}}),
+        raw("Heartbeat", {"media_s": 1.0}, {"media_s": ["float32", [1]]}, bytes(4)),
+        raw("Opened", {"content_hash": None}, {"size_bytes": ["uint8", [1]]}, bytes(1)),
+        raw("Window", {}, {"mel": ["float64", [1]]}, bytes(8)),
+        raw("Window", {}, {"mel": ["float32", [2**40, 0]]}),
+        raw("Window", {}, {"boxes": ["float32", [1]]}, np.array([np.inf], np.float32).tobytes()),
+        raw("Window", {}, {"__class__": ["uint8", [1]]}, bytes(1)),
+    ],
+)
+def test_a_field_of_another_type_or_size_is_no_message(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode(data)
+
+
+def test_texts_are_made_valid_and_cut() -> None:
+    message = decode(raw("Failed", {"reason": "corrupt", "detail": "\ud800" + "x" * 10_000}))
+    assert isinstance(message, Failed)
+    assert message.detail.startswith("\\ud800xxx")
+    assert len(message.detail.encode()) == 2000
+
+
+def test_whatever_a_byte_of_a_bool_holds_it_is_0_or_1() -> None:
+    good = bytearray(encode(GOOD))
+    start = good.rindex(b"\x01" * T)
+    good[start : start + 2] = b"\xff\x00"
+    window = decode(bytes(good))
+    assert isinstance(window, Window)
+    assert int(window.speech.sum()) == T - 1

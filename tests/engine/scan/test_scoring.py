@@ -145,18 +145,31 @@ def test_a_forgotten_clip_leaves_nothing_behind() -> None:
         next(iter(scorer.flush()))
 
 
+def test_a_still_picture_is_encoded_once_a_window_and_scored_the_same() -> None:
+    still, moving = Arithmetic(), Arithmetic()
+    scores = []
+    for runtime, pictures in ((still, [7] * FRAMES), (moving, [7, 7, *range(20, 18 + FRAMES)])):
+        scorer = Scorer(runtime, model=tiny_model(), execution=ExecutionConfig())
+        scorer.add(0, window(pictures, new=FRAMES))
+        scores += [score.logit_visual for _, score in scorer.flush()]
+        assert scores[-1] == sum(position * picture for position, picture in enumerate(pictures, start=1))
+    assert still.frames == Counter({7: 1})
+    assert moving.frames == Counter({7: 1, **dict.fromkeys(range(20, 18 + FRAMES), 1)})
+
+
 def test_a_video_of_many_tracks_does_not_fill_the_memory() -> None:
     """A worker's message is 1 MB here; 300 tracks of one window each would be 300 MB if the scorer kept them until the file's end."""
     scorer = Scorer(Arithmetic(), model=tiny_model(), execution=ExecutionConfig(batch_frames=8, batch_windows=1))
     payload = np.zeros(1 << 20, np.uint8)
+    payload[: 3 * FRAMES] = np.arange(3 * FRAMES)  # no two crops are the same
     tracemalloc.start()
     try:
         for track in range(300):
             message = payload.copy()
             crops = message[: 3 * FRAMES].reshape(FRAMES, 1, 1, 3)  # a view, as `messages.decode` makes them
             part = window([1] * FRAMES, new=FRAMES, track=track, first_frame=track * 40, sound=1.0)
-            boxes = message[: 16 * FRAMES].view(np.float32).reshape(FRAMES, 4)
-            scorer.add(0, dataclasses.replace(part, new_crops=crops, speech=message[:FRAMES].view(np.bool_), boxes=boxes))
+            boxes = message[-16 * FRAMES :].view(np.float32).reshape(FRAMES, 4)
+            scorer.add(0, dataclasses.replace(part, new_crops=crops, speech=message[-FRAMES:].view(np.bool_), boxes=boxes))
             del message, crops, boxes
             assert len(list(scorer.run())) == 1
         kept, _ = tracemalloc.get_traced_memory()

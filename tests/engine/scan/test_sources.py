@@ -68,6 +68,21 @@ def test_a_name_with_glob_characters_is_that_file(tmp_path: Path) -> None:
     assert uris(tmp_path / "a[1].mp4") == [str(tmp_path / "a[1].mp4")]
 
 
+@given(names=st.sets(st.binary(min_size=1, max_size=6) | st.text("\\\\xf0\xff", max_size=8).map(lambda text: text.encode("latin-1")), max_size=8))
+def test_every_path_has_a_name_of_its_own(names: set[bytes]) -> None:
+    uris = {Input.of(os.fsdecode(name)).uri for name in names}
+    assert len(uris) == len(names)
+    for uri in uris:
+        uri.encode()  # valid Unicode
+
+
+def test_ordinary_names_stand_as_they_are() -> None:
+    for name in ("a.mp4", "a\\b.mp4", "ä\n'\".mp4", "\\xZZ.mp4"):
+        assert Input.of(name).uri == name
+    assert Input.of(os.fsdecode(b"a\xff.mp4")).uri == r"a\xff.mp4"
+    assert Input.of(r"a\xff.mp4").uri == r"a\\xff.mp4"
+
+
 def test_a_name_that_is_not_unicode_keeps_its_bytes() -> None:
     item = Input.of(os.fsdecode(b"/x/\xff.mp4"))
     assert os.fsencode(item.path) == b"/x/\xff.mp4"

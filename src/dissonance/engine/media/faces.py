@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from dissonance.bundle import CropSpec
 from dissonance.config import ScanConfig
-from dissonance.engine.media.boxes import GivenTrack
+from dissonance.engine.media.boxes import Box, GivenTrack
 from dissonance.engine.media.crop import crop_face
-from dissonance.engine.media.detect import Detector, Picture
+from dissonance.engine.media.detect import Detection, Detector, Picture
 from dissonance.engine.media.mouth import mouth_motion
 from dissonance.engine.media.shots import find_cut
 from dissonance.engine.media.track import Tracker, TrackUpdate
@@ -47,11 +47,14 @@ class _Candidate:
     track: int | None = None  # its id, once it is long enough
     waiting: list[TrackFrame] = field(default_factory=list)
     last_crop: NDArray[np.uint8] | None = None
+    last_cut: tuple[Picture, Box] | None = None  # where last_crop is from
 
     def add(self, index: int, frame: Picture, box: NDArray[np.float64], spec: CropSpec) -> None:
-        crop = crop_face(frame, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), spec)
+        corners = (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+        still = self.last_crop is not None and self.last_cut is not None and self.last_cut[0] is frame and self.last_cut[1] == corners
+        crop = self.last_crop if still and self.last_crop is not None else crop_face(frame, corners, spec)
         self.waiting.append(TrackFrame(index, box, crop, mouth_motion(self.last_crop, crop)))
-        self.last_crop = crop
+        self.last_crop, self.last_cut = crop, (frame, corners)
 
 
 class DetectedFaces:
@@ -68,6 +71,7 @@ class DetectedFaces:
         self._held_from = 0  # the frame of held[0]
         self._sighted = -1  # the last frame that the detector saw
         self._tracks = 0
+        self._looked: tuple[Picture, list[Box], list[Detection]] | None = None  # the last picture searched, and what was found
 
     def push(self, index: int, frame: Picture) -> list[TrackProgress]:
         """Take frame `index` (0, 1, 2, ...); hand out what became certain."""
@@ -99,7 +103,10 @@ class DetectedFaces:
         return progress
 
     def _detect(self, index: int, *, cut: bool = False) -> list[TrackProgress]:
-        found = self._detector.detect(self._held[index - self._held_from], near=() if cut else self._tracker.places)
+        frame, near = self._held[index - self._held_from], [] if cut else self._tracker.places
+        if self._looked is None or self._looked[0] is not frame or self._looked[1] != near:  # a picture that stands is searched once
+            self._looked = frame, near, self._detector.detect(frame, near=near)
+        found = self._looked[2]
         return self._apply(self._tracker.update(index, found, cut=cut))
 
     def _apply(self, updates: list[TrackUpdate]) -> list[TrackProgress]:

@@ -17,7 +17,7 @@ def mouth_motion(previous: NDArray[np.uint8] | None, current: NDArray[np.uint8])
 
     Near 0, and sometimes below, where the mouth moves with the head; 0 where there is no previous crop.
     """
-    if previous is None:
+    if previous is None or previous is current:
         return 0.0
     return _difference(previous, current, MOUTH) - _difference(previous, current, UPPER_FACE)
 

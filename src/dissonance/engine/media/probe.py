@@ -144,13 +144,15 @@ def _demuxer(file: Any) -> InputContainer:
 
 def _refused_format(attempt: Any) -> str | None:
     """The demuxer that FFmpeg chose and did not run. Only its log tells, so it is listened to for the length of one more attempt."""
-    before = av.logging.get_level()
+    before, skipped = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # or the second file of a format would not be told
     try:
         with av.logging.Capture(local=False) as logs, contextlib.suppress(av.error.FFmpegError):
             attempt().close()
     finally:
         av.logging.set_level(before)
+        av.logging.set_skip_repeated(skipped)
     return next((speaker or "unknown" for _, speaker, message in logs if _NOT_ALLOWED in message), None)
 
 

@@ -24,7 +24,7 @@ def find_cut(frames: Sequence[Picture]) -> int | None:
     for index in range(1, len(frames)):
         if (frames[index].width, frames[index].height) != (frames[index - 1].width, frames[index - 1].height):
             return index
-    if len(frames) < 2 or change(_thumbnail(frames[0]), _thumbnail(frames[-1])) < LOOK_CHANGE:
+    if len(frames) < 2 or frames[0] is frames[-1] or change(_thumbnail(frames[0]), _thumbnail(frames[-1])) < LOOK_CHANGE:
         return None
     thumbnails = [_thumbnail(frame) for frame in frames]
     changes = [change(a, b) for a, b in pairwise(thumbnails)]

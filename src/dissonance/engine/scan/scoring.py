@@ -8,6 +8,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class _Job:
     visual: FloatArray  # (T, Fv)
     audio: FloatArray | None  # (2 T, Fa)
     mask: NDArray[np.bool_]  # (T,)
-    waiting: int  # crops and sound not encoded yet
+    waiting: int  # crops (equal ones in a row counted once) and sound not encoded yet
     previous: "_Job | None" = None  # whose last frames are this one's first
     crops: NDArray[np.uint8] | None = field(default=None, repr=False)
 
@@ -53,7 +54,7 @@ class Scorer:
         self._model = model
         self._batch_frames = execution.batch_frames
         self._batch_windows = execution.batch_windows
-        self._frames: deque[tuple[_Job, int]] = deque()  # a job and a row of its `crops`
+        self._frames: deque[tuple[_Job, range]] = deque()  # a job and rows of its `crops` that are all the same picture
         self._sounds: deque[tuple[_Job, FloatArray]] = deque()
         self._ready: deque[_Job] = deque()
         self._last: dict[tuple[int, int], _Job] = {}  # the latest window of each clip and track
@@ -67,20 +68,21 @@ class Scorer:
         if (clip, window.track) not in self._last:
             self._forget_tracks(clip, window.first_frame - _TRACK_KEPT_FRAMES)
         mask = np.arange(model.frames) < window.frames
+        runs = _runs(window.new_crops, together=not model.visual.prompts.per_frame)
         job = _Job(
             clip=clip,
             window=_slim(window),
             visual=np.zeros((model.frames, model.visual.feature_size), np.float32),
             audio=None,
             mask=mask,
-            waiting=len(window.new_crops) + (window.mel is not None),
+            waiting=len(runs) + (window.mel is not None),
             crops=window.new_crops,
         )
         if 0 < len(window.new_crops) < window.frames:
             job.previous = self._previous(clip, window)
         if len(window.new_crops):
             self._last[clip, window.track] = job
-        self._frames.extend((job, row) for row in range(len(window.new_crops)))
+        self._frames.extend((job, run) for run in runs)
         if window.mel is not None:
             self._sounds.append((job, window.mel))
         if job.waiting == 0:
@@ -127,13 +129,12 @@ class Scorer:
 
     def _encode_frames(self) -> None:
         items = [self._frames.popleft() for _ in range(min(self._batch_frames, len(self._frames)))]
-        crops = np.stack([job.crops[row] for job, row in items if job.crops is not None])
-        index = np.array([job.window.frames - len(job.crops) + row for job, row in items if job.crops is not None], np.int64)
-        for (job, row), place, feature in zip(items, index, self._runtime.encode_frames(crops, index), strict=True):
+        crops = np.stack([job.crops[run.start] for job, run in items if job.crops is not None])
+        index = np.array([job.window.frames - len(job.crops) + run.start for job, run in items if job.crops is not None], np.int64)
+        for (job, run), place, feature in zip(items, index, self._runtime.encode_frames(crops, index), strict=True):
             assert job.crops is not None
-            job.visual[place] = feature
-            last = row == len(job.crops) - 1
-            if last:
+            job.visual[place : place + len(run)] = feature
+            if run.stop == len(job.crops):
                 if job.previous is not None:
                     shift = job.window.first_frame - job.previous.window.first_frame
                     shared = job.window.frames - len(job.crops)
@@ -163,6 +164,12 @@ class Scorer:
             score = _score(job, output, row)
             job.audio = None  # the job may live on as its track's latest window, for its visual features
             yield job.clip, score
+
+
+def _runs(crops: NDArray[np.uint8], *, together: bool) -> list[range]:
+    """Rows of (n, S, S, 3) that are to be encoded as one: each alone, or `together` with the equal ones that follow it, as in a still picture."""
+    starts = [row for row in range(len(crops)) if row == 0 or not together or not np.array_equal(crops[row], crops[row - 1])]
+    return [range(start, stop) for start, stop in pairwise([*starts, len(crops)])]
 
 
 def _slim(window: Window) -> Window:

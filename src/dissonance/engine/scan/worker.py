@@ -4,6 +4,7 @@ It reads its settings from the socket FD, gives up all it does not need (see con
 when the socket closes.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import stat
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -126,11 +127,17 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem)
 
 
+def _give_back() -> Callable[[], object]:
+    """Returns to the system what the last file's memory was: glibc keeps it otherwise, and the next file would seem to need as much."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return (lambda: trim(0)) if trim is not None else (lambda: None)
+
+
 def main(descriptor: int) -> None:
     """Serve tasks until the other end closes the socket."""
     cv2.setNumThreads(1)
     scan = socket.socket(fileno=descriptor)
-    worker = Worker(scan)
+    worker, trim = Worker(scan), _give_back()
     send(scan, encode(Ready(tuple(confine(max_memory_bytes=(worker.limits.max_memory_mib - LIBRARIES_MIB) * _MIB)))))
     while True:
         try:
@@ -149,6 +156,7 @@ def main(descriptor: int) -> None:
                 send(scan, encode(Failed(reason="out_of_memory", detail=f"{type(error).__name__}: {error}")))
             else:
                 send(scan, encode(Crashed(detail=traceback.format_exc(limit=-3))))
+        trim()
 
 
 if __name__ == "__main__":

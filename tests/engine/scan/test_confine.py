@@ -1,0 +1,104 @@
+"""What a confined process can no longer do, asked of the kernel; and what it still can."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dissonance.engine.scan.confine import STDERR_BYTES, confine
+
+# Each is run in a process that has confined itself. True: it was allowed.
+ATTEMPTS = {
+    "socket": "__import__('socket').socket()",
+    "exec": "os.execv('/bin/true', ['true'])",
+    "fork": "os.fork()",
+    "spawn": "os.posix_spawn('/bin/true', ['true'], {})",
+    "write": "open(folder + '/new', 'w')",
+    "append": "open(folder + '/old', 'a')",
+    "truncate": "os.truncate(folder + '/old', 0)",
+    "unlink": "os.unlink(folder + '/old')",
+    "rename": "os.rename(folder + '/old', folder + '/new')",
+    "mkdir": "os.mkdir(folder + '/new')",
+    "link": "os.symlink('a', folder + '/new')",
+    "chmod": "os.chmod(folder + '/old', 0)",
+    "signal another": "os.kill(os.getppid(), 0)",
+    "raise the limit": "resource.setrlimit(resource.RLIMIT_DATA, (1 << 40, 1 << 40)) or np.ones(1 << 28)",
+    "much memory": "np.ones(1 << 28)",
+    "read": "open(folder + '/old').read()",
+    "list": "os.listdir(folder)",
+    "stat": "os.stat(folder)",
+    "a thread": "[thread := threading.Thread(target=print), thread.start(), thread.join()]",
+    "some memory": "np.ones(1 << 25)",
+    "signal itself": "os.kill(os.getpid(), 0)",
+    "a socket it has": "[pair[0].sendall(b'x'), pair[1].recv(1)]",
+}
+ALLOWED = {"read", "list", "stat", "a thread", "some memory", "signal itself", "a socket it has"}
+PROGRAM = """
+import json, os, resource, socket, sys, threading
+import numpy as np
+from dissonance.engine.scan.confine import confine
+folder, attempts = sys.argv[1], json.loads(sys.argv[2])
+pair = socket.socketpair()
+before = open("/proc/self/status").read()
+in_force = confine(max_memory_bytes=1 << 30)
+result = {}
+for name, code in attempts.items():
+    try:
+        eval(code)
+        result[name] = True
+    except (OSError, MemoryError, ValueError):
+        result[name] = False
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
+print(json.dumps({"in force": in_force, "result": result, "NoNewPrivs": status["NoNewPrivs"], "Seccomp": status["Seccomp"]}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine not in ("x86_64", "aarch64"), reason="no system call filter on this machine")
+def test_what_is_allowed_is_what_reading_media_needs(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("text")
+    command = [sys.executable, "-c", PROGRAM, tmp_path, json.dumps(ATTEMPTS)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {name for name, allowed in found["result"].items() if allowed} == ALLOWED
+    assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")  # 2: a filter, linux/seccomp.h
+    assert {"memory", "no_new_privileges", "system_calls", "ends_with_the_scan"} <= set(found["in force"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+    assert (tmp_path / "old").read_text() == "text"
+
+
+def test_threads_that_run_already_are_confined_too() -> None:
+    program = f"""
+import socket, threading
+from dissonance.engine.scan.confine import confine
+go, told = threading.Event(), []
+def other():
+    go.wait()
+    try:
+        socket.socket()
+        told.append("allowed")
+    except OSError:
+        told.append("denied")
+thread = threading.Thread(target=other)
+thread.start()
+in_force = confine(max_memory_bytes={1 << 30})
+go.set()
+thread.join()
+print(told[0] if "system_calls" in in_force else "no filter")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in {"denied", "no filter"}
+
+
+def test_what_it_prints_is_bounded(tmp_path: Path) -> None:
+    program = "from dissonance.engine.scan.confine import confine\nconfine(max_memory_bytes=1 << 30)\nwhile True: print('x' * 1000, flush=True)"
+    with (tmp_path / "printed").open("wb") as stream:
+        subprocess.run([sys.executable, "-c", program], stdout=stream, stderr=subprocess.DEVNULL, check=False)
+    assert (tmp_path / "printed").stat().st_size <= STDERR_BYTES
+
+
+def test_confine_is_what_the_module_tells() -> None:
+    done = subprocess.run([sys.executable, "-m", confine.__module__], capture_output=True, text=True, check=True)
+    assert {"core", "file_size", "memory"} <= set(json.loads(done.stdout))
