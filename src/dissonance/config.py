@@ -6,17 +6,28 @@ A configuration is read once and passed in; nothing reads a global.
 
 import hashlib
 import json
+import os
+import reprlib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dissonance.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction01 = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _possible(path: Path) -> Path:
+    if b"\0" in os.fsencode(path):  # which itself refuses what no file can be called, with a ValueError
+        raise ValueError("a path holds no zero byte")
+    return path
+
+
+PossiblePath = Annotated[Path, AfterValidator(_possible)]
 
 
 class Frozen(BaseModel):
@@ -158,8 +169,8 @@ class DetectorConfig(Frozen):
     max_side_px: Annotated[int, Field(ge=64, le=4096)] = 400  # the picture is shrunk to this for detection
     min_face_fraction: Fraction01 = 0.1  # smallest face, of the picture's shorter side
     score_threshold: Fraction01 = 0.6  # yunet
-    yunet_model: Path | None = None
-    boxes_file: Path | None = None
+    yunet_model: PossiblePath | None = None
+    boxes_file: PossiblePath | None = None
 
     @model_validator(mode="after")
     def _files_named(self) -> Self:
@@ -239,6 +250,8 @@ class ScanConfig(Frozen):
 # ------------------------------------------------------------------------------------------------------------- reading
 
 ConfigT = TypeVar("ConfigT", bound=Frozen)
+_SHORT = reprlib.Repr()  # YAML aliases of aliases: a few lines are a value whose whole text would fill the memory
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 120, 120, 120
 
 
 def _read_bytes(path: Path, what: str) -> bytes:
@@ -261,7 +274,7 @@ def parse_config(kind: type[ConfigT], data: Any, *, origin: str) -> ConfigT:
             if item["type"] == "extra_forbidden":
                 lines.append(f"  {field}: unknown key; remove it or mend its spelling")
             else:
-                lines.append(f"  {field}: {item['msg']} (got {item['input']!r:.120})")
+                lines.append(f"  {field}: {item['msg']} (got {_SHORT.repr(item['input']):.120})")
         raise ConfigError(f"Invalid config {origin}:\n" + "\n".join(lines)) from error
 
 
@@ -269,7 +282,7 @@ def load_config(kind: type[ConfigT], path: Path) -> ConfigT:
     """Read one YAML file. Raises ConfigError that names the file, the field, its value and the remedy."""
     try:
         data = yaml.safe_load(_read_bytes(path, "config"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:  # PyYAML lets all these out
         raise ConfigError(f"Invalid config {path}: not YAML: {error}") from error
     return parse_config(kind, {} if data is None else data, origin=str(path))
 

@@ -1,4 +1,4 @@
-"""The decode worker, with faults: a word in a file's name says what its decoder does once it has been opened.
+"""The decode worker, with faults: a word `fault-...` in a file's name says what its decoder does once it has been opened.
 
 hang: says nothing any more. eat: allocates without end. share: the same in shared memory. abort, segv: dies. raise: an error nobody foresaw.
 garbage: says what is no message. stutter: stops in the middle of one. announce: announces one of 3 GiB. liar: sends windows that build on others that
@@ -41,7 +41,7 @@ def _tried(what: str, attempt: Any) -> MediaError:
 
 
 def misbehave(path: Path, **options: Any) -> Iterator[Window | ClipSummary]:
-    words = path.name.split(".")
+    words = [word.removeprefix("fault-") for word in path.name.split(".") if word.startswith("fault-")]
     parts = _read_clip(path, **options)
     if "liar" in words:
         yield from (dataclasses.replace(part, track=part.track + 7) if isinstance(part, Window) and part.index else part for part in parts)

@@ -25,7 +25,7 @@ ATTEMPTS = {
     "link": "os.symlink('a', folder + '/new')",
     "chmod": "os.chmod(folder + '/old', 0)",
     "signal another": "os.kill(os.getppid(), 0)",
-    "raise the limit": "resource.setrlimit(resource.RLIMIT_DATA, (1 << 40, 1 << 40)) or np.ones(1 << 28)",
+    "raise the limit": "resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40)) or np.ones(1 << 28)",
     "much memory": "np.ones(1 << 28)",
     "read": "open(folder + '/old').read()",
     "list": "os.listdir(folder)",
@@ -43,7 +43,7 @@ from dissonance.engine.scan.confine import confine
 folder, attempts = sys.argv[1], json.loads(sys.argv[2])
 pair = socket.socketpair()
 before = open("/proc/self/status").read()
-in_force = confine(max_memory_bytes=1 << 30)
+in_force = confine(more_memory_bytes=1 << 30)
 result = {}
 for name, code in attempts.items():
     try:
@@ -83,7 +83,7 @@ def other():
         told.append("denied")
 thread = threading.Thread(target=other)
 thread.start()
-in_force = confine(max_memory_bytes={1 << 30})
+in_force = confine(more_memory_bytes={1 << 30})
 go.set()
 thread.join()
 print(told[0] if "system_calls" in in_force else "no filter")
@@ -93,7 +93,7 @@ print(told[0] if "system_calls" in in_force else "no filter")
 
 
 def test_what_it_prints_is_bounded(tmp_path: Path) -> None:
-    program = "from dissonance.engine.scan.confine import confine\nconfine(max_memory_bytes=1 << 30)\nwhile True: print('x' * 1000, flush=True)"
+    program = "from dissonance.engine.scan.confine import confine\nconfine(more_memory_bytes=1 << 30)\nwhile True: print('x' * 1000, flush=True)"
     with (tmp_path / "printed").open("wb") as stream:
         subprocess.run([sys.executable, "-c", program], stdout=stream, stderr=subprocess.DEVNULL, check=False)
     assert (tmp_path / "printed").stat().st_size <= STDERR_BYTES

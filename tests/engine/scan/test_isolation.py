@@ -27,7 +27,7 @@ def _faulty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def scan_with(fault: str, clips: list[Path], folder: Path, *, limits: LimitsConfig = LIMITS) -> tuple[dict[str, object], Rows]:
     """The row of one faulty clip, and those of two good ones scanned beside it by one worker."""
-    bad = folder / f"bad.{fault}.mp4"
+    bad = folder / f"bad.fault-{fault}.mp4"
     shutil.copy(clips[0], bad)
     run_scan([clips[1], bad, clips[2]], folder / "out", config=ScanConfig(limits=limits), workers=1)
     rows = by_uri(folder / "out")
@@ -117,7 +117,7 @@ def test_a_worker_may_neither_connect_nor_write_nor_start_a_program(attempt: str
 
 
 def test_inspect_survives_the_same(clips: list[Path], tmp_path: Path) -> None:
-    bad = tmp_path / "bad.abort.mp4"
+    bad = tmp_path / "bad.fault-abort.mp4"
     shutil.copy(clips[0], bad)
     with pytest.raises(MediaError, match="SIGABRT"):
         scored_alone(bad)
@@ -126,7 +126,7 @@ def test_inspect_survives_the_same(clips: list[Path], tmp_path: Path) -> None:
 def test_workers_end_with_a_scan_that_is_killed(clips: list[Path], tmp_path: Path) -> None:
     """Even one that hangs, which would never notice that its socket closed."""
     psutil = pytest.importorskip("psutil")
-    bad = tmp_path / "bad.hang.mp4"
+    bad = tmp_path / "bad.fault-hang.mp4"
     shutil.copy(clips[0], bad)
     code = (
         "import sys; from pathlib import Path; from dissonance.engine.scan import workers; from tests.engine.scan.runs import run_scan; "
@@ -134,7 +134,7 @@ def test_workers_end_with_a_scan_that_is_killed(clips: list[Path], tmp_path: Pat
     )
     with subprocess.Popen([sys.executable, "-c", code, str(bad), str(tmp_path / "out")], cwd=ROOT) as scan:
         children: list[object] = []
-        while not children or "hang" not in str(_open_files(children[0])):
+        while not children or "fault-hang" not in str(_open_files(children[0])):
             assert scan.poll() is None
             children = psutil.Process(scan.pid).children()
         scan.send_signal(signal.SIGKILL)

@@ -55,6 +55,8 @@ class PacketReader:
                     yield packet
         except av.error.FFmpegError:
             self.demux_errors += 1
+        except IndexError:  # after the last packet: PyAV goes to flush a stream that appeared in mid-file, which it does not know
+            pass
         yield None
 
     def _place(self, packet: Any) -> None:

@@ -256,11 +256,12 @@ def _video(container: InputContainer, stream: Any) -> VideoStream:
 def _rotation_deg(container: InputContainer, stream: Any) -> int:
     """The display matrix comes with decoded pictures only, so the first one is decoded."""
     stream.codec_context.thread_count = 1
-    for packet in itertools.islice(container.demux(), PICTURE_PACKETS):
-        if packet.stream_index == stream.index:
-            with contextlib.suppress(av.error.FFmpegError):
-                for picture in stream.decode(packet):
-                    return upright_turn_deg(picture)
+    with contextlib.suppress(IndexError):  # at the end, where a stream appeared in mid-file: see packets.py
+        for packet in itertools.islice(container.demux(), PICTURE_PACKETS):
+            if packet.stream_index == stream.index:
+                with contextlib.suppress(av.error.FFmpegError):
+                    for picture in stream.decode(packet):
+                        return upright_turn_deg(picture)
     return 0
 
 

@@ -11,6 +11,7 @@ import platform
 import resource
 import signal
 import sys
+from pathlib import Path
 
 STDERR_BYTES = 64 << 10  # what a worker may print
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
@@ -59,13 +60,19 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(_Instruction)))
 
 
-def confine(*, max_memory_bytes: int) -> list[str]:
-    """Give up all of the above for the rest of this process's life; returns the names of what is in force here."""
+def confine(*, more_memory_bytes: int) -> list[str]:
+    """Give up all of the above for the rest of this process's life; returns the names of what is in force here.
+
+    Of address space, private and shared, it may take `more_memory_bytes` beyond what it has now.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (STDERR_BYTES, STDERR_BYTES))
-    resource.setrlimit(resource.RLIMIT_DATA, (max_memory_bytes, max_memory_bytes))
-    in_force = ["core", "file_size", "memory"]
+    in_force = ["core", "file_size"]
     if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + more_memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        in_force.append("memory")
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0:
             in_force.append("ends_with_the_scan")
@@ -114,4 +121,4 @@ def _rules(column: int, arch: int) -> list[tuple[int, int, int, int]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(confine(max_memory_bytes=1 << 30)) + "\n")
+    sys.stdout.write(json.dumps(confine(more_memory_bytes=1 << 30)) + "\n")

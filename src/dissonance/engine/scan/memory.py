@@ -1,18 +1,7 @@
-"""How much memory another process holds, by Linux's /proc. Elsewhere, and where the process is gone, all is None."""
+"""How much memory another process held at most, by Linux's /proc. Elsewhere, and where the process is gone, all is None."""
 
 import contextlib
-import os
 from pathlib import Path
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
-
-def resident_bytes(pid: int) -> int | None:
-    """What the process holds in memory now."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def peak_bytes(pid: int) -> int | None:

@@ -286,7 +286,8 @@ class Scan:
         self._next_id += 1
         task = Task(self._next_id, clip.task.path, clip.task.uri, fresh=True)
         builder = clip.builder.anew(fallback_cause=f"{crash.reason}: {crash.detail}")
-        self._retries.append(_Clip(clip.number, task, Stamp.of(task.path), builder, tries=clip.tries + 1))
+        again = _Clip(clip.number, task, Stamp.of(task.path), builder, tries=clip.tries + 1, started_s=clip.started_s)
+        self._retries.append(again)
 
     def _deliver(self, scores: Iterator[tuple[int, WindowScore]], sink: Sink) -> None:
         for task_id, score in scores:

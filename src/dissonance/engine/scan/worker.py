@@ -5,6 +5,7 @@ when the socket closes.
 """
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -24,11 +25,11 @@ from dissonance.engine.media.clip import ClipSummary, Window, read_clip
 from dissonance.engine.media.detect import make_detector
 from dissonance.engine.scan.channel import receive, send
 from dissonance.engine.scan.confine import confine
-from dissonance.engine.scan.messages import Crashed, Failed, Heartbeat, Opened, Ready, decode_task, encode
+from dissonance.engine.scan.messages import Crashed, Failed, Heartbeat, Opened, Ready, Task, decode_task, encode
 from dissonance.errors import MediaError
 
 HEARTBEAT_S = 5.0
-LIBRARIES_MIB = 128  # of the memory limit: the libraries' code, which the limit on data does not count
+IDLE_MIB = 128  # of the memory limit: what a worker holds when it begins
 _HASH_BLOCK = 1 << 20
 _MIB, _GIB = 1 << 20, 1 << 30
 
@@ -123,8 +124,30 @@ class Worker:
             yield part
 
 
+def _windows_of(task: Task, worker: Worker, scan: socket.socket) -> ClipSummary | Failed | Crashed:
+    """Send what there is to say of a file but for its last word, which is returned."""
+    try:
+        for part in worker.read(task.path, task.uri):
+            if isinstance(part, ClipSummary):
+                return part
+            send(scan, encode(part))
+        raise AssertionError("a file without a summary")
+    except MediaError as error:
+        return Failed(reason=error.reason, detail=error.detail)  # type: ignore[arg-type]  # checked by the scan
+    except ConnectionError:
+        raise
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return Failed(reason="out_of_memory", detail=f"{type(error).__name__}: {error}")
+        return Crashed(detail=traceback.format_exc(limit=-3))
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem)
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem)
+    )
 
 
 def _give_back() -> Callable[[], object]:
@@ -138,25 +161,15 @@ def main(descriptor: int) -> None:
     cv2.setNumThreads(1)
     scan = socket.socket(fileno=descriptor)
     worker, trim = Worker(scan), _give_back()
-    send(scan, encode(Ready(tuple(confine(max_memory_bytes=(worker.limits.max_memory_mib - LIBRARIES_MIB) * _MIB)))))
+    send(scan, encode(Ready(tuple(confine(more_memory_bytes=(worker.limits.max_memory_mib - IDLE_MIB) * _MIB)))))
     while True:
         try:
             task = decode_task(receive(scan))
         except EOFError:
             return
-        try:
-            for part in worker.read(task.path, task.uri):
-                send(scan, encode(part))
-        except MediaError as error:
-            send(scan, encode(Failed(reason=error.reason, detail=error.detail)))  # type: ignore[arg-type]  # checked by the scan
-        except ConnectionError:
-            raise
-        except Exception as error:
-            if _is_out_of_memory(error):
-                send(scan, encode(Failed(reason="out_of_memory", detail=f"{type(error).__name__}: {error}")))
-            else:
-                send(scan, encode(Crashed(detail=traceback.format_exc(limit=-3))))
+        last = _windows_of(task, worker, scan)
         trim()
+        send(scan, encode(last))
 
 
 if __name__ == "__main__":

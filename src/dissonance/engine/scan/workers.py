@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -22,7 +23,7 @@ from dissonance.bundle import BundleSpec
 from dissonance.config import ScanConfig
 from dissonance.engine.media.clip import ClipSummary, Window
 from dissonance.engine.scan.channel import Inbox, ProtocolError, send
-from dissonance.engine.scan.memory import peak_bytes, reset_peak, resident_bytes
+from dissonance.engine.scan.memory import peak_bytes, reset_peak
 from dissonance.engine.scan.messages import Crashed, Failed, Heartbeat, Message, Ready, Task, WindowCheck, decode, encode_task
 from dissonance.errors import EnvironmentMissingError
 
@@ -32,7 +33,7 @@ PASSED_ON = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME", "LD_
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _SOCKET_BUFFER = 1 << 20
 _LAST_WORDS_BYTES = 1500
-_WEIGH_S = 0.25  # how often a worker's memory is looked at, for what its own limit does not count
+MAX_FAILED_STARTS = 5
 _MIB = 1 << 20
 
 
@@ -48,7 +49,6 @@ class _Worker:
     heard_s: float = field(default_factory=time.monotonic)
     spent_s: float = 0.0  # on its task, while nobody let it wait
     media_s: float = 0.0  # of its task's file, that it has read
-    weighed_s: float = 0.0  # when its memory was looked at
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ class WorkerPool:
         self._windows = WindowCheck(model=spec.model, crop=spec.crop, mel=spec.mel, max_duration_s=scan.limits.max_duration_s)
         self.confined: frozenset[str] | None = None  # what every worker has given up (see confine.py); None before the first has started
         self._workers: list[_Worker] = []
+        self._returned: deque[Task] = deque()  # handed to workers that did not live to see them
+        self._failed_starts = 0  # in a row
         self._interrupted = False
         self._outer_handler: Any = None
 
@@ -150,7 +152,7 @@ class WorkerPool:
     def _hand_out(self, next_task: Callable[[], Task | None]) -> None:
         idle = [worker for worker in self._workers if worker.task is None]
         while idle or len(self._workers) < self.count:
-            task = next_task()
+            task = self._returned.popleft() if self._returned else next_task()
             if task is None:
                 return
             if task.fresh and idle and idle[-1].files:
@@ -218,10 +220,6 @@ class WorkerPool:
         if worker.spent_s > allowed_s:
             rule = "limits.timeout_s, limits.timeout_per_media_s"
             return Crashed(f"took more than {allowed_s:.0f} s for its first {worker.media_s:.0f} s ({rule})", "timeout")
-        if time.monotonic() - worker.weighed_s > _WEIGH_S:
-            worker.weighed_s = time.monotonic()
-            if (resident_bytes(worker.process.pid) or 0) > limits.max_memory_mib * _MIB:
-                return _out_of_memory(limits.max_memory_mib)
         return None
 
     def _receive(self, worker: _Worker) -> Iterator[Event]:
@@ -236,7 +234,8 @@ class WorkerPool:
             if isinstance(message, Window):
                 self._windows.check(message)
         except EOFError:
-            yield self._died(worker, task)
+            if (event := self._died(worker, task)) is not None:
+                yield event
         except ProtocolError as error:
             yield self._lose(worker, Crashed(f"the decode worker sent what is not a message: {error}"))
         else:
@@ -244,7 +243,7 @@ class WorkerPool:
 
     def _take(self, worker: _Worker, task: Task, message: Message) -> Iterator[Event]:
         if isinstance(message, Ready):
-            worker.ready = True
+            worker.ready, self._failed_starts = True, 0
             self.confined = frozenset(message.confined) & (self.confined or frozenset(message.confined))
         elif isinstance(message, Heartbeat):
             worker.media_s = message.media_s
@@ -252,23 +251,30 @@ class WorkerPool:
         elif isinstance(message, Crashed):  # its memory may be in any state now
             yield self._lose(worker, message)
         elif isinstance(message, Failed) and message.reason == "out_of_memory":
-            yield self._lose(worker, _out_of_memory(self._limits.max_memory_mib, message.detail))
+            rule = f"asked for more than {self._limits.max_memory_mib} MiB of memory (limits.max_memory_mib)"
+            yield self._lose(worker, Crashed(f"{rule}: {message.detail}", "out_of_memory"))
         elif isinstance(message, ClipSummary | Failed):
             worker.task = None
             yield Event(task, message, _peak_mib(worker))
         else:
             yield Event(task, message)
 
-    def _died(self, worker: _Worker, task: Task) -> Event:
+    def _died(self, worker: _Worker, task: Task) -> Event | None:
+        """What its end means for its task; None where it had not even started, so that another worker will get the task."""
         peak = _peak_mib(worker)
         with contextlib.suppress(subprocess.TimeoutExpired):
             worker.process.wait(timeout=10)  # its socket closed, so it is ending: let its own exit status be the one reported
         status, words = self._end(worker)
         how = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with exit status {status}"
         if not worker.ready:
-            raise EnvironmentMissingError(
-                f"A decode worker {how} before it could start; `dissonance doctor` tells more. It printed:\n{words or '(nothing)'}"
-            ) from None
+            self._failed_starts += 1
+            killed = status < 0  # by the system, short of memory perhaps: that may pass
+            if self._failed_starts > (MAX_FAILED_STARTS if killed else 0):
+                raise EnvironmentMissingError(
+                    f"A decode worker {how} before it could start; `dissonance doctor` tells more. It printed:\n{words or '(nothing)'}"
+                ) from None
+            self._returned.append(task)
+            return None
         return Event(task, Crashed(f"the decode worker {how}" + (f"; it printed: {words}" if words else "")), peak)
 
 
@@ -279,7 +285,3 @@ def _signal_name(number: int) -> str:
 def _peak_mib(worker: _Worker) -> int | None:
     peak = peak_bytes(worker.process.pid)
     return None if peak is None else round(peak / _MIB)
-
-
-def _out_of_memory(limit_mib: int, detail: str = "") -> Crashed:
-    return Crashed(f"needed more than {limit_mib} MiB of memory (limits.max_memory_mib)" + (f": {detail}" if detail else ""), "out_of_memory")

@@ -1,0 +1,8 @@
+"""The command line, with decode workers that have injected faults (tests/engine/scan/faulty_worker.py)."""
+
+from dissonance.cli import main
+from dissonance.engine.scan import workers
+
+if __name__ == "__main__":
+    workers.WORKER_MODULE = "tests.engine.scan.faulty_worker"
+    main()
