@@ -52,7 +52,7 @@ FACTS = ("status", "reason", "label", "best_lag_frames", "speech_fraction", "mod
 RUN_KILL_SHARE = 0.3  # of the kills; the others hit a worker
 KILL_EVERY_S = (1.0, 4.0)
 SHORT_STEP = 5
-IDLE_RUNS = 6  # after so many killed runs without a new row only slow files are left, which need the time: the run is killed no more
+IDLE_RUNS = 6  # after so many killed runs without a new row only slow files are left, which need the time: nothing is killed any more
 
 
 @dataclass
@@ -89,7 +89,9 @@ def make_inputs(folder: Path, *, files: int, seed: int, short: bool) -> Inputs:
     inputs = Inputs(folder)
     for name in ("hostile", "faulty", "clips"):
         (folder / name).mkdir()
-    for member in make_hostile(folder / "hostile", clip=clips[0], small=True)[:: SHORT_STEP if short else 1]:
+    whole = generate(folder / "whole", count=1, seed=5, config=SynthConfig(duration_s=2.4, two_person_share=0))
+    clip = next(folder / "whole" / row.file for row in whole)
+    for member in make_hostile(folder / "hostile", clip=clip, small=True)[:: SHORT_STEP if short else 1]:
         inputs.add(member.path, member.reasons)
     for fault, reason in FAULTS.items():
         if not (short and reason == "timeout"):
