@@ -1,9 +1,11 @@
 """The command line as a user meets it: what it prints, where, and how it exits."""
 
+import ctypes
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -123,6 +125,41 @@ def test_failures_can_be_allowed(cli: Cli, bad_folder: tuple[Path, dict[str, Any
     assert "corrupt" in done.stdout
 
 
+@pytest.mark.parametrize(("allowed", "code"), [("1", 3), ("2", 0), ("66%", 3), ("66.7%", 0), ("100%", 0)])
+def test_failures_are_allowed_as_a_number_or_a_share(allowed: str, code: int, cli: Cli, clip: Path, tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    assert cli("scan", clip, tmp_path / "a.mp4", tmp_path / "b.mp4", "-o", tmp_path / "out", "--max-failures", allowed).returncode == code
+
+
+@pytest.mark.parametrize("wrong", ["-1", "1.5", "101%", "-1%", "nan%", "many", "%", ""])
+def test_a_wrong_allowance_is_told_before_anything_is_done(wrong: str, cli: Cli, clip: Path, tmp_path: Path) -> None:
+    done = cli("scan", clip, "-o", tmp_path / "out", f"--max-failures={wrong}")
+    assert done.returncode == 2
+    assert f"Invalid --max-failures '{wrong}'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops a capability of Linux")
+def test_a_file_that_may_not_be_read_has_its_row(cli: Cli, clip: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.mp4"
+    secret.write_bytes(clip.read_bytes())
+    secret.chmod(0)
+    done = cli("scan", secret, clip, "-o", tmp_path / "out", "--json", preexec_fn=_without_the_rights_of_root)
+    assert done.returncode == 3, done.stderr
+    rows = {Path(row["uri"]).name: row for row in lines(done.stdout)}
+    assert (rows["secret.mp4"]["reason"], rows["secret.mp4"]["detail"]) == ("unreadable", "Permission denied")
+    assert rows[clip.name]["status"] == "scored"
+
+
+def _without_the_rights_of_root() -> None:
+    """What is started next may not read everything, whoever we are: linux/prctl.h, linux/capability.h."""
+    drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2
+    libc = ctypes.CDLL(None)
+    for capability in (dac_override, dac_read_search):
+        libc.prctl(drop_from_bounding_set, capability, 0, 0, 0)
+
+
 def test_real_clips_with_ffmpegs_own_counts(cli: Cli, shared: Path, tmp_path: Path) -> None:
     done = cli("scan", shared / "media", "-o", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr
@@ -211,7 +248,7 @@ def test_doctor_says_what_is_usable(cli: Cli) -> None:
     done = cli("doctor", "--json")
     assert done.returncode == 0
     found = {finding["name"]: finding["verdict"] for finding in json.loads(done.stdout)}
-    assert found["pyav"] == found["haar"] == found["onnxruntime"] == found["bundle demo"] == "ok"
+    assert found["isolation"] == found["pyav"] == found["haar"] == found["onnxruntime"] == found["bundle demo"] == "ok"
 
 
 def test_doctor_runs_where_a_library_is_missing(cli: Cli, tmp_path: Path) -> None:

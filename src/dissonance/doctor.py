@@ -3,7 +3,10 @@
 import ctypes
 import importlib
 import importlib.util
+import json
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -58,6 +61,19 @@ def _onnxruntime() -> str:
     return f"{ort.__version__}: {', '.join(ort.get_available_providers())}"
 
 
+def _isolation() -> str:
+    from dissonance.engine.scan.confine import EVERYTHING
+
+    command = [sys.executable, "-m", "dissonance.engine.scan.confine"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the trial ended with exit status {done.returncode}: {done.stderr.strip()[-200:]}")
+    in_force = json.loads(done.stdout)
+    if absent := [name for name in EVERYTHING if name not in in_force]:
+        raise RuntimeError(f"without {', '.join(absent)} (this system refuses it)")
+    return ", ".join(in_force)
+
+
 def _module(name: str, distribution: str | None = None) -> Callable[[], str]:
     def look() -> str:
         if importlib.util.find_spec(name) is None:
@@ -95,6 +111,7 @@ def examine() -> list[Finding]:
         ("python", _python, "everything", ""),
         ("pyav", _pyav, "reading media", "pip install av"),
         ("haar", _haar, "finding faces (--detector haar)", "pip install 'opencv-python-headless<5'"),
+        ("isolation", _isolation, "confining decode workers", "scan files that you do not trust on Linux 4.14 or later, x86_64 or aarch64"),
         ("onnxruntime", _onnxruntime, "scanning; --detector yunet", "pip install 'dissonance[cpu]'"),
         ("torch", _module("torch"), "export and training; a scan does not need it", "pip install 'dissonance[export]'"),
         ("onnx export", _module("onnxscript"), "export", "pip install 'dissonance[export]'"),

@@ -35,13 +35,15 @@ TRIES = 2
 
 
 def members(folder: Path, *, small: bool) -> list[Hostile]:
-    """Every hostile input and every fault, made in `folder`."""
+    """Every hostile input and every fault, made in `folder`; if `small`, without those that take long to scan or to be noticed."""
     made = generate(folder / "clips", count=1, seed=5, config=SynthConfig(duration_s=2.4, two_person_share=0))
     clip = next(folder / "clips" / row.file for row in made)
     (folder / "hostile").mkdir()
     (folder / "faulty").mkdir()
     found = make_hostile(folder / "hostile", clip=clip, small=small)
     for name, (fault, reason) in FAULTS.items():
+        if small and reason == "timeout":
+            continue
         path = folder / "faulty" / f"clip.fault-{fault}.mp4"
         shutil.copy(clip, path)
         found.append(hostile(name, path, reason))
@@ -49,11 +51,11 @@ def members(folder: Path, *, small: bool) -> list[Hostile]:
 
 
 def scan(folder: Path, inputs: list[Hostile]) -> dict[str, dict[str, Any]]:
-    """Rows by uri of a scan with one worker."""
+    """Rows by uri."""
     manifest, config = folder / "manifest.jsonl", folder / "scan.yaml"
     manifest.write_text("".join(json.dumps({"uri": str(member.path)}) + "\n" for member in inputs))
     config.write_text(json.dumps({"limits": LIMITS.model_dump()}))
-    command = [sys.executable, "-m", "tests.chaos.scan", "scan", manifest, "-o", folder / "out", "--config", config, "--workers", "1", "--json"]
+    command = [sys.executable, "-m", "tests.chaos.scan", "scan", manifest, "-o", folder / "out", "--config", config, "--workers", "2", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 3, f"the scan ended with {done.returncode}"
     return {row["uri"]: row for row in map(json.loads, done.stdout.splitlines())}

@@ -14,6 +14,8 @@ import av
 import pyarrow.parquet as pq
 import pytest
 
+from dissonance.config import LimitsConfig, ScanConfig
+from dissonance.engine.scan.confine import EVERYTHING
 from dissonance.engine.scan.rows import TABLES
 from dissonance.errors import OutputError, UsageError
 from tests.engine.scan.runs import Rows, assert_same_rows, by_uri, read_rows, run_scan
@@ -148,11 +150,26 @@ def test_a_full_disk_is_a_clear_error_and_resumable(clips: list[Path], reference
 
 
 def test_another_configuration_is_another_run(clips: list[Path], tmp_path: Path) -> None:
-    from dissonance.config import LimitsConfig, ScanConfig
-
     run_scan(clips[:1], tmp_path / "out")
     with pytest.raises(UsageError, match="another scan config"):
         run_scan(clips[:1], tmp_path / "out", resume=True, config=ScanConfig(limits=LimitsConfig(min_frames=11)))
+
+
+def test_a_limit_can_be_raised_for_what_failed_by_it(clips: list[Path], reference: Rows, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    small = ScanConfig(limits=LimitsConfig(max_pixels=1000))
+    assert run_scan(clips[:2], out, config=small).failed == 2
+    assert "limits.max_pixels" in by_uri(out)[str(clips[0])]["detail"]
+    assert run_scan(clips[:2], out, resume=True).decoded == 0
+    assert run_scan(clips[:2], out, retry_failed=True).scored == 2
+    assert_same_rows(by_uri(out), {str(clip): reference[str(clip)] for clip in clips[:2]})
+
+
+def test_the_manifest_says_what_workers_gave_up(clips: list[Path], tmp_path: Path) -> None:
+    run_scan(clips[:1], tmp_path / "out", workers=1)
+    found = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert set(found["worker_confinement"]) <= set(EVERYTHING)
+    assert {"core", "file_size"} <= set(found["worker_confinement"])
 
 
 def test_out_must_be_new_or_a_run(clips: list[Path], tmp_path: Path) -> None:

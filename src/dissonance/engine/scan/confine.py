@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 STDERR_BYTES = 64 << 10  # what a worker may print
+EVERYTHING = ("core", "file_size", "memory", "ends_with_the_scan", "no_new_privileges", "system_calls")
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1  # linux/seccomp.h
 _RET_ALLOW, _RET_ERRNO = 0x7FFF0000, 0x00050000
