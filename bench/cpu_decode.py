@@ -68,10 +68,10 @@ def run() -> list[Row]:
 
 def draw(folder: Path, width: int, height: int, crf: int) -> tuple[Path, Path]:
     """One talking face, and the boxes that were drawn."""
-    config = SynthConfig(width=width, height=height, duration_s=SECONDS, two_person_share=0, crf=crf)
+    config = SynthConfig(width=width, height=height, duration_s=SECONDS, two_person_share=0)
     clip = folder / f"{height}p.mp4"
     drawn = render_clip(plan_clip(1, 0, config), config)
-    write_clip(clip, drawn.frames, drawn.samples, sample_rate_hz=config.sample_rate_hz, crf=config.crf)
+    write_clip(clip, drawn.frames, drawn.samples, sample_rate_hz=config.sample_rate_hz, crf=crf)
     return clip, write_boxes(folder / f"{height}p.jsonl", clip, drawn.truth.boxes[0].tolist())
 
 

@@ -176,15 +176,31 @@ def synth(
     people: Annotated[int | None, typer.Option(min=1, max=2, help="Faces in each clip; one speaks. [default: mostly 1]")] = None,
     duration: Annotated[float | None, typer.Option(help="Seconds a clip. [default: 4]")] = None,
     size: Annotated[str | None, typer.Option(help="Picture size. [default: 320x240]", metavar="WxH")] = None,
+    forgery: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Kinds to take in turn: none, visual_timing, visual_artefact, audio_timing, audio_artefact, both; repeat it. "
+            "[default: all of them, half of the clips real]",
+            metavar="KIND",
+        ),
+    ] = None,
+    renderer: Annotated[Literal["relief", "cel"], typer.Option(help="Style of faces and voices.")] = "relief",
+    compression: Annotated[
+        list[str] | None, typer.Option(help="c18, c23, c28 or c35 (H.264 crf, with AAC to match); repeat it to mix. [default: c23]", metavar="LEVEL")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier synthetic data set in DIR.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make synthetic talking-head clips, real and with timing forgeries, in FakeAVCeleb's folder layout with its meta_data.csv."""
+    """Make synthetic talking-head clips, real and forged in timing, picture and sound, in FakeAVCeleb's folder layout with its meta_data.csv."""
     from dissonance.console import clips_table, counted, printable, stderr, stdout
     from dissonance.synth.config import SynthConfig
     from dissonance.synth.dataset import generate
 
-    data: dict[str, Any] = {"shift_frames": shift}
+    data: dict[str, Any] = {"shift_frames": shift, "renderer": renderer}
+    if forgery:
+        data["forgeries"] = forgery
+    if compression:
+        data["compressions"] = compression
     if people is not None:
         data["two_person_share"] = people - 1
     if duration is not None:

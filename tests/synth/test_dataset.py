@@ -2,16 +2,18 @@
 
 import csv
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from dissonance.errors import UsageError
-from dissonance.synth import ClipRow, SynthConfig, describe, generate, plan_clip
+from dissonance.synth import ClipRow, SynthConfig, describe, generate, plan_clip, render_clip
 
-COUNT = 10
+COUNT = 12
 SHORT = SynthConfig(width=160, height=120, duration_s=1.2)
 
 
@@ -54,8 +56,15 @@ def test_clips_have_the_promised_frames_and_sound(folder: Path) -> None:
 
 
 def test_columns_agree_with_each_other(folder: Path) -> None:
-    type_of = {"none": "RealVideo-RealAudio", "visual_timing": "FakeVideo-RealAudio", "audio_timing": "RealVideo-FakeAudio"}
-    category_of = {"RealVideo-RealAudio": "A", "RealVideo-FakeAudio": "B", "FakeVideo-RealAudio": "C"}
+    type_of = {
+        "none": "RealVideo-RealAudio",
+        "visual_timing": "FakeVideo-RealAudio",
+        "visual_artefact": "FakeVideo-RealAudio",
+        "audio_timing": "RealVideo-FakeAudio",
+        "audio_artefact": "RealVideo-FakeAudio",
+        "both": "FakeVideo-FakeAudio",
+    }
+    category_of = {"RealVideo-RealAudio": "A", "RealVideo-FakeAudio": "B", "FakeVideo-RealAudio": "C", "FakeVideo-FakeAudio": "D"}
     forgeries = set()
     for path, row in read_rows(folder):
         forgeries.add(row["forgery"])
@@ -64,7 +73,8 @@ def test_columns_agree_with_each_other(folder: Path) -> None:
         assert path.parent.parts[-4:] == (row["type"], row["race"], row["gender"], row["identity"])
         assert row["source"] == row["identity"]
         assert (row["method"] == "real") == (row["forgery"] == "none") == (row["target1"] == "-")
-        assert row["shift_frames"] == "0"
+        assert row["target1"] in ("-", row["source"]) or row["forgery"].endswith("_timing"), "artefacts keep the person's own speech"
+        assert (row["shift_frames"], row["renderer"], row["compression"]) == ("0", "relief", "c23")
     assert forgeries == set(type_of)
 
 
@@ -73,7 +83,7 @@ def test_splits_are_by_race_and_share_nobody() -> None:
     split_of_race = {"African": "validation", "Caucasian (European)": "test"}
     people: dict[str, set[str]] = {"train": set(), "validation": set(), "test": set()}
     config = SynthConfig(two_person_share=0.5)
-    for index in range(400):
+    for index in range(1000):
         row = describe(plan_clip(1, index, config))
         assert row.split == split_of_race.get(row.race, "train")
         people[row.split] |= {row.identity, row.target1, row.companion} - {"-"}
@@ -83,15 +93,42 @@ def test_splits_are_by_race_and_share_nobody() -> None:
     assert not people["validation"] & people["test"]
 
 
-def test_every_identity_has_real_clips_and_forgeries_and_both_genders_are_there() -> None:
+def test_half_of_each_identitys_clips_are_real_and_its_forgeries_of_every_kind() -> None:
     rows = [describe(plan_clip(1, index, SynthConfig())) for index in range(200)]
-    kinds: dict[str, set[str]] = {}
+    kinds: dict[str, list[str]] = {}
     for row in rows:
-        kinds.setdefault(row.identity, set()).add(row.forgery)
-    assert len(kinds) == 50
-    assert all(names == {"none", "visual_timing", "audio_timing"} for names in kinds.values())
+        kinds.setdefault(row.identity, []).append(row.forgery)
+    assert len(kinds) == 20
+    forged = ["audio_artefact", "audio_timing", "both", "visual_artefact", "visual_timing"]
+    assert all(sorted(names) == [*forged[:3], *["none"] * 5, *forged[3:]] for names in kinds.values())
     for race in {row.race for row in rows}:
         assert {row.gender for row in rows if row.race == race} == {"men", "women"}
+
+
+def test_compression_is_drawn_whatever_the_forgery() -> None:
+    plans = [plan_clip(1, index, SynthConfig(compressions=("c18", "c35"))) for index in range(400)]
+    for forged in (False, True):
+        strong = [plan.compression == "c35" for plan in plans if (plan.forgery != "none") == forged]
+        assert len(strong) == 200
+        assert 0.4 < sum(strong) / 200 < 0.6
+
+
+def test_stronger_compression_leaves_smaller_files(tmp_path: Path) -> None:
+    sizes = []
+    for level in ("c18", "c23", "c28", "c35"):
+        (row,) = generate(tmp_path / level, count=1, seed=4, config=SHORT.model_copy(update={"compressions": (level,)}))
+        assert row.compression == level
+        sizes.append((tmp_path / level / row.file).stat().st_size)
+    assert all(larger > 1.2 * smaller for larger, smaller in pairwise(sizes)), sizes
+
+
+def test_renderers_share_neither_pictures_nor_sounds() -> None:
+    config = SHORT.model_copy(update={"renderer": "cel"})
+    plain, other = (render_clip(plan_clip(4, 0, options), options) for options in (SHORT, config))
+    assert describe(plan_clip(4, 0, config)).renderer == "cel"
+    differing = [(a != b).any(axis=2).mean() for a, b in zip(plain.frames, other.frames, strict=True)]
+    assert min(differing) > 0.9
+    assert abs(np.corrcoef(plain.samples, other.samples)[0, 1]) < 0.1
 
 
 def test_a_clip_depends_on_seed_and_index_only(folder: Path, tmp_path: Path) -> None:
@@ -152,7 +189,16 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"width": 321}, {"forgeries": ("visual_artefact",)}, {"forgeries": ()}, {"duration_s": 0}, {"width": 96, "height": 240}]
+    "options",
+    [
+        {"width": 321},
+        {"forgeries": ("deepfake",)},
+        {"renderer": "photo"},
+        {"compressions": ("c40",)},
+        {"forgeries": ()},
+        {"duration_s": 0},
+        {"width": 96, "height": 240},
+    ],
 )
 def test_impossible_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -40,6 +40,20 @@ _VOWELS: tuple[_Phone, ...] = (
     _Phone(0.24, -0.4, 1.0, 320, 820, 2300, 0.48),  # u
     _Phone(0.45, 0.0, 0.1, 560, 1350, 2450, 0.66),  # schwa
 )
+# The other voices' vowels: formants of the men in Hillenbrand et al. 1995, "Acoustic characteristics of American English vowels".
+_CEL_VOWELS: tuple[_Phone, ...] = (
+    _Phone(1.0, 0.1, 0.1, 768, 1333, 2522, 1.0),  # hod
+    _Phone(0.8, 0.7, 0.0, 588, 1952, 2601, 0.9),  # had
+    _Phone(0.6, 0.55, 0.0, 580, 1799, 2605, 0.8),  # head
+    _Phone(0.34, 0.8, 0.0, 427, 2034, 2684, 0.56),  # hid
+    _Phone(0.22, 0.9, 0.0, 342, 2322, 3000, 0.46),  # heed
+    _Phone(0.72, -0.3, 0.6, 652, 997, 2538, 0.85),  # hawed
+    _Phone(0.3, -0.3, 0.85, 469, 1122, 2434, 0.54),  # hood
+    _Phone(0.2, -0.5, 1.0, 378, 997, 2343, 0.44),  # who'd
+    _Phone(0.5, 0.0, 0.1, 623, 1200, 2550, 0.72),  # hud
+    _Phone(0.36, -0.1, 0.45, 474, 1379, 1710, 0.6),  # heard
+)
+_CEL_NOISE = 0.78  # of the frequencies of their fricatives and bursts
 # A consonant is one or two targets with their durations in ms: a stop is a closure, then a burst.
 _CONSONANTS: tuple[tuple[tuple[_Phone, float], ...], ...] = (
     ((_Phone(0.0, 0.0, 0.1, 250, 1100, 2200, 0.22), 95.0),),  # m
@@ -95,27 +109,31 @@ def speak(rng: np.random.Generator, voice: Voice, *, start_s: float, end_s: floa
         lengths.append(length)
         said += length
 
+    cel = voice.model == "cel"
+    vowels, fall = (_CEL_VOWELS, -0.12) if cel else (_VOWELS, 0.16)  # of the pitch a syllable: the others' phrases rise
     vowel_ms = 1000.0 / voice.syllables_per_s - 85.0
     # Begin anywhere within a phrase, so that clips neither all begin with silence nor all with sound.
     left_in_phrase, pitch = int(rng.integers(0, 6)), float(rng.uniform(-0.3, 0.6))
     while said < samples:
         if left_in_phrase <= 0:
             say(_REST, float(rng.uniform(180, 620)), 1.0, 0.0)
-            left_in_phrase, pitch = int(rng.integers(3, 9)), 0.6
+            left_in_phrase, pitch = (int(rng.integers(2, 7)), -0.4) if cel else (int(rng.integers(3, 9)), 0.6)
         effort = float(rng.uniform(0.6, 1.0))
         accent = pitch + float(rng.normal(0, 0.25))
         for phone, milliseconds in _CONSONANTS[rng.integers(len(_CONSONANTS))]:
             say(phone, milliseconds, effort, accent)
-        say(_VOWELS[rng.integers(len(_VOWELS))], vowel_ms, effort, accent)
+        say(vowels[rng.integers(len(vowels))], vowel_ms, effort, accent)
         if rng.random() < 0.25:
             for phone, milliseconds in _CONSONANTS[rng.integers(len(_CONSONANTS))]:
                 say(phone, milliseconds, effort, accent)
         left_in_phrase -= 1
-        pitch -= 0.16
+        pitch -= fall
     steps = np.repeat(np.asarray(targets, dtype=np.float32), lengths, axis=0)[:samples]
     openness, width, rounding = (_smooth(steps[:, column], 75) for column in range(3))
     formants = np.stack([_smooth(steps[:, column], 55) for column in range(3, 6)], axis=1)
     octaves = voice.f0_span * _smooth(steps[:, 10], 160)
+    if voice.jitter:
+        octaves = octaves + 4 * voice.jitter * _smooth(rng.standard_normal(samples, dtype=np.float32), 12)  # the window leaves a quarter
     return Utterance(
         start_s=start_s,
         openness=openness,
@@ -125,7 +143,7 @@ def speak(rng: np.random.Generator, voice: Voice, *, start_s: float, end_s: floa
         voiced=_smooth(steps[:, 6], 35),
         f0_hz=(voice.f0_hz * 2.0**octaves).astype(np.float32),
         noise=_smooth(steps[:, 7], 25),
-        noise_hz=_smooth(steps[:, 8], 35),
+        noise_hz=_smooth(steps[:, 8], 35) * np.float32(_CEL_NOISE if cel else 1.0),
         noise_width_hz=_smooth(steps[:, 9], 35),
         voice=voice,
     )

@@ -1,6 +1,6 @@
 """What a synthetic data set looks like: one frozen configuration."""
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, NamedTuple, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -9,12 +9,33 @@ from dissonance.config import Fraction01, Frozen
 FRAMES_PER_SECOND = 25
 
 Forgery = Literal["none", "visual_timing", "visual_artefact", "audio_timing", "audio_artefact", "both"]
-"""Every value the `forgery` column of meta_data.csv may hold."""
-
-TimingForgery = Literal["none", "visual_timing", "audio_timing"]
-"""The ones that are generated: real clips, and forgeries that only their timing gives away."""
+"""What was forged. Timing kinds have no artefact; artefact kinds are in sync; `both` is both artefacts, in sync as FakeAVCeleb's."""
 
 FORGERIES: tuple[Forgery, ...] = get_args(Forgery)
+PICTURE_ARTEFACTS: tuple[Forgery, ...] = ("visual_artefact", "both")
+SOUND_ARTEFACTS: tuple[Forgery, ...] = ("audio_artefact", "both")
+
+Renderer = Literal["relief", "cel"]
+"""How people are drawn and how they sound: `relief` is shaded skin and a cascade of formants; `cel` is flat colours with drawn outlines and
+a hoarse voice of parallel formants with vowels of its own. They share no face, no voice and no background."""
+
+Compression = Literal["c18", "c23", "c28", "c35"]
+"""Named after the rate factor of H.264, as in FaceForensics++."""
+
+
+class CodecRates(NamedTuple):
+    """What the encoders are told."""
+
+    crf: int  # of x264
+    audio_bit_rate: int  # of AAC, bit/s
+
+
+RATES: dict[Compression, CodecRates] = {
+    "c18": CodecRates(18, 96000),  # AAC allows no more than 6,144 bits in 1,024 samples: 96 kbit/s at 16 kHz
+    "c23": CodecRates(23, 64000),
+    "c28": CodecRates(28, 48000),
+    "c35": CodecRates(35, 32000),
+}
 
 
 class SynthConfig(Frozen):
@@ -24,11 +45,13 @@ class SynthConfig(Frozen):
     height: Annotated[int, Field(ge=96, le=4320, multiple_of=2)] = 240
     duration_s: Annotated[float, Field(ge=0.2, le=36000)] = 4.0  # rounded to whole frames of 1/25 s
     sample_rate_hz: Literal[16000, 44100, 48000] = 16000
-    forgeries: Annotated[tuple[TimingForgery, ...], Field(min_length=1)] = ("none", "visual_timing", "none", "audio_timing")  # taken in turn
+    forgeries: Annotated[tuple[Forgery, ...], Field(min_length=1)] = (  # taken in turn: half of the clips are real
+        "none", "visual_timing", "none", "audio_artefact", "none", "visual_artefact", "none", "audio_timing", "none", "both",
+    )  # fmt: skip
     shift_frames: Annotated[int, Field(ge=-250, le=250)] = 0  # not 0: every clip is real but its sound comes so many frames later
     two_person_share: Fraction01 = 0.125  # of clips with a second, silent face beside the speaker
-    crf: Annotated[int, Field(ge=0, le=51)] = 23  # of x264
-    audio_bit_rate: Annotated[int, Field(ge=16000, le=320000)] = 64000
+    renderer: Renderer = "relief"
+    compressions: Annotated[tuple[Compression, ...], Field(min_length=1)] = ("c23",)  # each clip draws one, whatever its forgery
 
     @model_validator(mode="after")
     def _two_people_fit(self) -> Self:

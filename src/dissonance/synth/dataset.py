@@ -19,7 +19,7 @@ from typing import Literal
 
 from dissonance.errors import UsageError
 from dissonance.synth.clip import render_clip
-from dissonance.synth.config import Forgery, SynthConfig
+from dissonance.synth.config import RATES, Compression, Forgery, Renderer, SynthConfig
 from dissonance.synth.identity import SPLIT_OF_RACE, Gender, Race, Split, gender_of, race_of
 from dissonance.synth.mux import write_clip
 from dissonance.synth.plan import ClipPlan, plan_clip
@@ -28,7 +28,7 @@ META_DATA = "meta_data.csv"
 MANIFEST = "synth.json"  # names the seed and the options, and marks a folder as this program's own
 COLUMNS = (
     "source", "target1", "target2", "method", "category", "type", "race", "gender", "path", "",
-    "forgery", "identity", "split", "shift_frames", "companion",
+    "forgery", "identity", "split", "shift_frames", "companion", "renderer", "compression",
 )  # fmt: skip
 _DATASET_NAME = "FakeAVCeleb"
 
@@ -45,8 +45,11 @@ CATEGORY_OF_FORGERY: dict[Forgery, tuple[Category, ClipType]] = {
 }
 _METHOD_OF_FORGERY: dict[Forgery, tuple[str, str]] = {  # the column `method`, and the end of the file's name
     "none": ("real", ""),
-    "visual_timing": ("mouth-retiming", "mouth"),
+    "visual_timing": ("picture-retiming", "picture"),
     "audio_timing": ("sound-retiming", "sound"),
+    "visual_artefact": ("mouth-rerendering", "mouth"),
+    "audio_artefact": ("vocoder", "vocoder"),
+    "both": ("mouth-rerendering-vocoder", "mouth_vocoder"),
 }
 
 
@@ -55,7 +58,7 @@ class ClipRow:
     """One line of meta_data.csv. Where FakeAVCeleb writes "-" for nothing, so does this."""
 
     source: str  # the person's id
-    target1: str  # id of the person whose voice the other speech of a forgery has
+    target1: str  # id of the person whose speech a forgery took: the source's own, unless it is another speaker's
     target2: str
     method: str
     category: Category
@@ -69,6 +72,8 @@ class ClipRow:
     split: Split
     shift_frames: int
     companion: str  # id of the silent person beside the speaker
+    renderer: Renderer
+    compression: Compression
 
     @property
     def file(self) -> Path:
@@ -103,6 +108,8 @@ def describe(plan: ClipPlan) -> ClipRow:
         split=SPLIT_OF_RACE[race],
         shift_frames=plan.shift_frames,
         companion="-" if plan.companion is None else _name(plan.companion),
+        renderer=plan.renderer,
+        compression=plan.compression,
     )
 
 
@@ -150,7 +157,7 @@ def _write(path: Path, plan: ClipPlan, config: SynthConfig) -> None:
     partial = path.with_name(f".{path.name}.partial")
     clip = render_clip(plan, config)
     try:
-        write_clip(partial, clip.frames, clip.samples, sample_rate_hz=config.sample_rate_hz, crf=config.crf, audio_bit_rate=config.audio_bit_rate)
+        write_clip(partial, clip.frames, clip.samples, sample_rate_hz=config.sample_rate_hz, **RATES[plan.compression]._asdict())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -16,6 +16,9 @@ _TONGUE = np.array([122.0, 52.0, 52.0], dtype=np.float32)
 _LASHES = np.array([30.0, 22.0, 20.0], dtype=np.float32)
 _SCLERA = np.array([214.0, 208.0, 202.0], dtype=np.float32)
 _LIP = np.array([0.86, 0.56, 0.56], dtype=np.float32)  # of the skin's colour, at full redness
+_U = np.linspace(-1, 1, 17)  # along the lips
+_ARCH = np.power(1 - _U**2, 0.75)
+_BOW = 1 - 0.22 * np.exp(-((_U / 0.16) ** 2))  # the dip of the upper lip
 _OPEN_FULLY = 0.3  # drop of the lower lip at openness 1, face units
 
 
@@ -64,7 +67,7 @@ class FeaturePainter:
             return
         self._drawn_eyes = eyes
         for side, where, canvas in zip((-1, 1), self._eyes, self._eye_canvases, strict=True):
-            eye = self._draw_eye(self._skin[where], canvas, side, eyes)
+            eye = self._draw_eye(self._skin[where], canvas, side, *eyes)
             self.picture[where] = np.clip(eye * self._overlay_alpha[where] + self._overlay[where], 0, 255)
 
     def _draw_mouth(self, shape: MouthShape) -> NDArray[np.float32]:
@@ -74,18 +77,17 @@ class FeaturePainter:
         inner_half = half * (0.86 - 0.12 * (1 - openness))
         lip = face.lip_thickness * (1 + 0.3 * shape.rounding - 0.15 * openness)
         drop, lift = _OPEN_FULLY * openness, 0.035 * openness
-        u = np.linspace(-1, 1, 17)
-        arch = np.power(1 - u**2, 0.75)
+        u, arch = _U, _ARCH
         y = face.mouth_y
         corner = y - (0.02 + 0.02 * shape.width) * (1 - openness) + 0.25 * drop
         bend = corner + (y - corner) * arch  # the line of the closed lips, corners drawn along when the jaw drops
-        bow = 1 - 0.22 * np.exp(-((u / 0.16) ** 2))
-        upper_outer = np.stack([half * u, bend - arch * (lip * bow + lift)], axis=1)
-        lower_outer = np.stack([half * u, bend + arch * (drop + 1.2 * lip)], axis=1)
-        upper_inner = np.stack([inner_half * u, bend - arch * lift], axis=1)
-        lower_inner = np.stack([inner_half * u, bend + arch * (drop + 0.006)], axis=1)
-        lips = _fill(canvas, np.concatenate([upper_outer, lower_outer[::-1]]))[..., None]
-        inner = _fill(canvas, np.concatenate([upper_inner, lower_inner[::-1]]))[..., None]
+        bow = _BOW
+        upper_outer = points(half * u, bend - arch * (lip * bow + lift))
+        lower_outer = points(half * u, bend + arch * (drop + 1.2 * lip))
+        upper_inner = points(inner_half * u, bend - arch * lift)
+        lower_inner = points(inner_half * u, bend + arch * (drop + 0.006))
+        lips = fill(canvas, np.concatenate([upper_outer, lower_outer[::-1]]))[..., None]
+        inner = fill(canvas, np.concatenate([upper_inner, lower_inner[::-1]]))[..., None]
         middle = y + drop + 0.55 * lip
         gain = 0.82 + 0.3 * np.exp(-(((canvas.y - middle) / (0.5 * lip)) ** 2) - (canvas.x / (0.7 * half)) ** 2)
         gain += 0.06 * np.exp(-(((canvas.y - y + lip * 0.8 + lift) / (0.3 * lip)) ** 2))
@@ -101,7 +103,7 @@ class FeaturePainter:
             cavity = cavity + np.clip(teeth, 0, 0.85)[..., None] * (_TEETH - cavity)
         return np.asarray(picture + inner * (0.55 + 0.45 * min(1.0, 6 * openness)) * (cavity * self._light - picture), dtype=np.float32)
 
-    def _draw_eye(self, skin: NDArray[np.float32], canvas: Canvas, side: int, eyes: EyeState) -> NDArray[np.float32]:
+    def _draw_eye(self, skin: NDArray[np.float32], canvas: Canvas, side: int, lid: float, gaze_x: float, gaze_y: float) -> NDArray[np.float32]:
         face = self._face
         half, height = face.eye_half_width, face.eye_half_height
         u = np.linspace(-1, 1, 13)
@@ -110,13 +112,13 @@ class FeaturePainter:
         tilt = -face.eye_tilt * half * outer
         arch = np.power(1 - u**2, 0.65) * (1 + 0.12 * outer)
         shut = 0.45 * height  # where the lids meet
-        upper = tilt + shut - (height + shut) * eyes.lid * arch
+        upper = tilt + shut - (height + shut) * lid * arch
         lower = tilt + shut + (0.72 * height - shut) * arch
-        opening = _fill(canvas, np.concatenate([np.stack([x, upper], 1), np.stack([x, lower], 1)[::-1]]))[..., None]
+        opening = fill(canvas, np.concatenate([points(x, upper), points(x, lower)[::-1]]))[..., None]
         open_upper = tilt - height * arch
-        lid = _fill(canvas, np.concatenate([np.stack([x, open_upper], 1), np.stack([x, lower], 1)[::-1]]))[..., None]
-        picture = skin + lid * (skin * 0.9 - skin)
-        centre_x, centre_y = side * face.eye_x + eyes.gaze_x, eyes.gaze_y - 0.005
+        eyelid = fill(canvas, np.concatenate([points(x, open_upper), points(x, lower)[::-1]]))[..., None]
+        picture = skin + eyelid * (skin * 0.9 - skin)
+        centre_x, centre_y = side * face.eye_x + gaze_x, gaze_y - 0.005
         radius = np.sqrt((canvas.x - centre_x) ** 2 + (canvas.y - centre_y) ** 2)
         iris_radius = 0.088
         soft = canvas.scale / 1.5
@@ -129,28 +131,35 @@ class FeaturePainter:
         spark = np.exp(-(((canvas.x - centre_x + 0.03) / 0.02) ** 2) - ((canvas.y - centre_y + 0.035) / 0.02) ** 2)[..., None]
         ball = ball + 0.8 * spark * (245.0 - ball)
         picture = picture + opening * (ball * self._light * 0.92 - picture)
-        lashes = _stroke(canvas, np.stack([x, upper], 1), 0.03)[..., None] * 0.85
-        crease = _stroke(canvas, np.stack([x, open_upper - 0.045], 1), 0.018)[..., None] * 0.3
-        under = _stroke(canvas, np.stack([x, lower], 1), 0.014)[..., None] * 0.35
+        lashes = stroke(canvas, points(x, upper), 0.03)[..., None] * 0.85
+        crease = stroke(canvas, points(x, open_upper - 0.045), 0.018)[..., None] * 0.3
+        under = stroke(canvas, points(x, lower), 0.014)[..., None] * 0.35
         picture = picture * (1 - np.maximum(crease, under) * 0.7)
         return np.asarray(picture + lashes * (_LASHES - picture), dtype=np.float32)
 
 
-def _to_pixels(canvas: Canvas, points: NDArray[np.float64]) -> NDArray[np.int32]:
+def points(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Face points (n, 2), as `np.stack` makes them, without what it costs."""
+    together = np.empty((len(x), 2))
+    together[:, 0], together[:, 1] = x, y
+    return together
+
+
+def _to_pixels(canvas: Canvas, line: NDArray[np.float64]) -> NDArray[np.int32]:
     origin = np.array([canvas.x[0, 0], canvas.y[0, 0]])
-    return np.asarray(np.rint((points - origin) * canvas.scale * (1 << _SUBPIXEL_BITS)), dtype=np.int32)
+    return np.asarray(np.rint((line - origin) * canvas.scale * (1 << _SUBPIXEL_BITS)), dtype=np.int32)
 
 
-def _fill(canvas: Canvas, outline: NDArray[np.float64]) -> Map:
+def fill(canvas: Canvas, outline: NDArray[np.float64]) -> Map:
     """Antialiased mask of a polygon in face units."""
     mask = np.zeros(canvas.x.shape, dtype=np.uint8)
     cv2.fillPoly(mask, [_to_pixels(canvas, outline)], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
     return mask.astype(np.float32) * np.float32(1 / 255)
 
 
-def _stroke(canvas: Canvas, points: NDArray[np.float64], thickness: float) -> Map:
+def stroke(canvas: Canvas, line: NDArray[np.float64], thickness: float) -> Map:
     """Antialiased mask of a line in face units; thinner than a pixel it fades instead."""
     pixels = thickness * canvas.scale
     mask = np.zeros(canvas.x.shape, dtype=np.uint8)
-    cv2.polylines(mask, [_to_pixels(canvas, points)], False, 255, max(1, round(pixels)), cv2.LINE_AA, _SUBPIXEL_BITS)
+    cv2.polylines(mask, [_to_pixels(canvas, line)], False, 255, max(1, round(pixels)), cv2.LINE_AA, _SUBPIXEL_BITS)
     return mask.astype(np.float32) * np.float32(min(1.0, pixels) / 255)

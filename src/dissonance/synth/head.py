@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dissonance.synth.cel import ink_outline, posterise
 from dissonance.synth.hair import HairLayers, paint_hair
 from dissonance.synth.identity import Face
 from dissonance.synth.relief import (
@@ -26,6 +27,8 @@ from dissonance.synth.relief import (
 )
 
 Image = NDArray[np.floating[Any]]  # (height, width, 3) RGB, 0 to 255
+
+_CEL_STEP = 24.0  # of brightness between two flat tones
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ def paint_head(face: Face, light: Light, scale: float) -> Head:
     picture, alpha = _over(picture, alpha, _nostrils(skin * lit[..., None], face, canvas), mask)
     picture = _facial_hair(picture, face, canvas, hair, rng)
     picture, alpha = _over(picture, alpha, hair.front * np.asarray(light.colour, dtype=np.float32), hair.front_alpha)
+    if face.style == "cel":
+        picture = posterise(picture, _CEL_STEP)
+        picture = ink_outline(picture, mask * (1 - hair.front_alpha), canvas, 0.035)
+        picture = ink_outline(picture, alpha, canvas, 0.06)
     overlay, overlay_alpha = _glasses(face, canvas)
     return Head(
         face, canvas, np.clip(picture, 0, 255), alpha, overlay, overlay_alpha, lit, light, parallax_depth(face, canvas), jaw_drop(face, canvas)
@@ -100,8 +107,10 @@ def _grain(shape: tuple[int, ...], spread: float, rng: np.random.Generator) -> M
 
 
 def _complexion(face: Face, canvas: Canvas, rng: np.random.Generator) -> Image:
-    """Skin colour before light: flushed cheeks, nose and ears, blotches and pores."""
+    """Skin colour before light: flushed cheeks, nose and ears, blotches and pores; in cel one flat colour."""
     tone = np.broadcast_to(np.asarray(face.skin, dtype=np.float32), (*canvas.x.shape, 3)).copy()
+    if face.style == "cel":
+        return tone
     flush = (
         0.5 * pair(canvas, 0.58, 0.45, 0.26, 0.2)
         + 0.4 * bump(canvas, 0, face.nose_y, 0.2, 0.12)

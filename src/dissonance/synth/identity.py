@@ -3,11 +3,12 @@
 Identity number n belongs to race n mod 5, so splits by race are splits by identity as well.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from dissonance.synth.config import Renderer
 from dissonance.synth.randomness import Stream, stream
 
 Race = Literal["African", "Asian (East)", "Asian (South)", "Caucasian (American)", "Caucasian (European)"]
@@ -61,7 +62,7 @@ _HAIR_STYLES: dict[Gender, tuple[HairStyle, ...]] = {
 
 @dataclass(frozen=True)
 class Face:
-    """How a person looks. Lengths are in units of half the face's width; the eye line is y = 0, y grows downwards."""
+    """How a person looks, and in which style. Lengths are in units of half the face's width; the eye line is y = 0, y grows downwards."""
 
     skin: Colour
     hair: Colour
@@ -85,6 +86,7 @@ class Face:
     lip_redness: float
     hair_volume: float
     texture_seed: int
+    style: Renderer = "relief"
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Voice:
     breathiness: float
     syllables_per_s: float
     tilt_db_per_octave: float  # of the voiced spectrum
+    model: Renderer = "relief"
+    jitter: float = 0.0  # of the pitch, relative: roughness
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,14 @@ def gender_of(number: int) -> Gender:
     return "women" if (number // len(RACES) + number % len(RACES)) % 2 else "men"
 
 
-def identity(seed: int, number: int) -> Identity:
-    """The person with this number; the same in every clip of a seed."""
+def identity(seed: int, number: int, renderer: Renderer = "relief") -> Identity:
+    """The person with this number; the same in every clip of a seed and a renderer."""
     rng = stream(seed, Stream.IDENTITY, number)
     race, gender = race_of(number), gender_of(number)
-    return Identity(number, f"id{number:05d}", race, gender, SPLIT_OF_RACE[race], _face(rng, race, gender), _voice(rng, gender))
+    face, voice = _face(rng, race, gender), _voice(rng, gender)
+    if renderer == "cel":
+        face, voice = _cel_face(rng, face), _cel_voice(rng, gender)
+    return Identity(number, f"id{number:05d}", race, gender, SPLIT_OF_RACE[race], face, voice)
 
 
 def _face(rng: np.random.Generator, race: Race, gender: Gender) -> Face:
@@ -181,4 +188,48 @@ def _voice(rng: np.random.Generator, gender: Gender) -> Voice:
         breathiness=float(rng.uniform(0.01, 0.05)),
         syllables_per_s=float(rng.uniform(3.6, 5.4)),
         tilt_db_per_octave=float(rng.uniform(-8.0, -4.5)),
+    )
+
+
+def _cel_face(rng: np.random.Generator, face: Face) -> Face:
+    """The cel style's proportions: large eyes, a short and pointed chin, a small nose, heavy brows; colours of its own."""
+
+    def between(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
+    vivid = np.asarray(face.skin) ** 1.25
+    red, green, blue = np.clip(vivid * (np.mean(face.skin) / vivid.mean()) * rng.normal(1.05, 0.025, 3), 4, 250)
+    colours: tuple[Colour, ...] = ((40.0, 34.0, 60.0), (96.0, 40.0, 34.0), (60.0, 74.0, 110.0), (196.0, 120.0, 50.0), (24.0, 60.0, 58.0))
+    return replace(
+        face,
+        style="cel",
+        skin=(float(red), float(green), float(blue)),
+        hair=colours[rng.integers(len(colours))],
+        jaw_exponent=between(2.0, 2.6),
+        chin_y=between(1.44, 1.56),
+        eye_x=between(0.42, 0.47),
+        eye_half_width=between(0.24, 0.28),
+        eye_half_height=between(0.115, 0.15),
+        eye_tilt=between(0.1, 0.3),
+        brow_y=between(-0.4, -0.34),
+        brow_thickness=between(0.055, 0.085),
+        nose_width=between(0.13, 0.18),
+        nose_y=between(0.54, 0.62),
+        mouth_y=between(0.92, 0.99),
+        mouth_half_width=between(0.3, 0.37),
+        lip_thickness=between(0.03, 0.045),
+    )
+
+
+def _cel_voice(rng: np.random.Generator, gender: Gender) -> Voice:
+    man = gender == "men"
+    return Voice(
+        f0_hz=float(rng.uniform(78, 118) if man else rng.uniform(180, 265)),
+        f0_span=float(rng.uniform(0.3, 0.6)),
+        formant_scale=float(rng.uniform(0.9, 1.02) if man else rng.uniform(1.12, 1.26)),
+        breathiness=float(rng.uniform(0.06, 0.12)),
+        syllables_per_s=float(rng.uniform(3.2, 6.0)),
+        tilt_db_per_octave=float(rng.uniform(-5.0, -2.5)),
+        model="cel",
+        jitter=float(rng.uniform(0.003, 0.01)),
     )

@@ -17,6 +17,8 @@ class Stream(IntEnum):
     SOUND = 7
     LISTENER_MOTION = 8
     SENSOR = 9
+    PICTURE_FORGERY = 10
+    SOUND_FORGERY = 11
 
 
 def stream(seed: int, purpose: Stream, number: int) -> np.random.Generator:

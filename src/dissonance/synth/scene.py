@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dissonance.synth.cel import cel_background, posterise
+from dissonance.synth.cel_features import CelFeaturePainter
 from dissonance.synth.features import EyeState, FeaturePainter, MouthShape
 from dissonance.synth.head import Head, Light
 from dissonance.synth.identity import Face
@@ -42,12 +44,15 @@ def set_scene(rng: np.random.Generator, faces: tuple[Face, ...], *, width: int, 
     brightness = float(rng.uniform(0.9, 1.08))
     light = Light(towards, float(rng.uniform(0.36, 0.52)), (brightness * (1 + warmth), brightness, brightness * (1 - warmth)))
     places = tuple(_place(rng, number, len(faces), width, height) for number in range(len(faces)))
-    backdrop = _background(rng, width, height)
+    cel = faces[0].style == "cel"
+    backdrop = cel_background(rng, width, height) if cel else _background(rng, width, height)
     for face, place in zip(faces, places, strict=True):
         backdrop = _paint_body(rng, backdrop, face, place, light)
-    deviation = float(rng.uniform(1.0, 4.0))
-    noise = rng.normal(0, deviation, (height + 64, width + 64, 1)) * 0.8 + rng.normal(0, deviation, (height + 64, width + 64, 3)) * 0.5
-    return Scene(np.clip(backdrop, 0, 255).astype(np.uint8), light, places, np.rint(noise).astype(np.int16))
+    backdrop = posterise(backdrop, 20.0) if cel else backdrop
+    deviation = float(rng.uniform(0.3, 1.2) if cel else rng.uniform(1.0, 4.0))
+    size = (height + 64, width + 64)
+    noise = 0.8 * rng.standard_normal((*size, 1), dtype=np.float32) + 0.5 * rng.standard_normal((*size, 3), dtype=np.float32)
+    return Scene(np.clip(backdrop, 0, 255).astype(np.uint8), light, places, np.rint(np.float32(deviation) * noise).astype(np.int16))
 
 
 def add_sensor_noise(rng: np.random.Generator, picture: Picture, scene: Scene) -> Picture:
@@ -62,7 +67,7 @@ class HeadCompositor:
 
     def __init__(self, head: Head, place: Place, *, width: int, height: int) -> None:
         self._head, self._place = head, place
-        self._painter = FeaturePainter(head)
+        self._painter = CelFeaturePainter(head) if head.face.style == "cel" else FeaturePainter(head)
         self._alpha = np.clip(head.alpha * 255 + 0.5, 0, 255).astype(np.uint8)
         reach = 1.12  # room for tilt, shift and zoom
         unit = place.unit_px

@@ -1,7 +1,8 @@
 """How it sounds: a source-filter voice, filtered in the short-time Fourier domain.
 
 The voiced source is a band-limited pulse train (a Dirichlet kernel of the pitch's phase); the vocal tract is a cascade of
-resonators |H(f)| = F^2 / sqrt((f^2 - F^2)^2 + (f B)^2) (Klatt 1980, "Software for a cascade/parallel formant synthesizer").
+resonators H(f) = F^2 / (F^2 - f^2 + i f B), or, in the other voices, the same resonators in parallel with alternating signs (Klatt 1980,
+"Software for a cascade/parallel formant synthesizer").
 """
 
 import numpy as np
@@ -11,6 +12,9 @@ from dissonance.synth.articulation import CONTROL_RATE_HZ, Utterance
 
 _BANDWIDTHS_HZ = np.array([110.0, 130.0, 180.0, 260.0])
 _FOURTH_FORMANT_HZ = 3600.0
+_PARALLEL_GAINS = (1.0, -0.7, 0.5, -0.35)
+_PARALLEL_BANDWIDTHS_HZ = np.array([170.0, 240.0, 340.0, 450.0])
+_PARALLEL_FOURTH_HZ = 3250.0
 _BLOCK_HOPS = 1024  # short-time frames filtered at a time: memory stays bounded for long clips
 
 
@@ -85,11 +89,17 @@ def _filters(
 
     scale = utterance.voice.formant_scale
     f = frequencies[None, :]
-    formants = [track(utterance.formants_hz[:, index]) * scale for index in range(3)] + [np.full((len(times), 1), _FOURTH_FORMANT_HZ * scale)]
-    tract = np.ones((len(times), len(frequencies)))
-    for formant, bandwidth in zip(formants, _BANDWIDTHS_HZ, strict=True):
-        tract *= formant**2 / np.sqrt((f**2 - formant**2) ** 2 + (f * bandwidth * scale) ** 2)
-    # A cascade's gain depends on where its formants lie; loudness is the articulation's business, so even it out.
+    parallel = utterance.voice.model == "cel"
+    formants = [track(utterance.formants_hz[:, index]) * scale for index in range(3)]
+    formants.append(np.full((len(times), 1), (_PARALLEL_FOURTH_HZ if parallel else _FOURTH_FORMANT_HZ) * scale))
+    if parallel:
+        branches = zip(_PARALLEL_GAINS, formants, _PARALLEL_BANDWIDTHS_HZ, strict=True)
+        tract = np.abs(sum(gain * formant**2 / (formant**2 - f**2 + 1j * f * bandwidth * scale) for gain, formant, bandwidth in branches))
+    else:
+        tract = np.ones((len(times), len(frequencies)))
+        for formant, bandwidth in zip(formants, _BANDWIDTHS_HZ, strict=True):
+            tract *= formant**2 / np.sqrt((f**2 - formant**2) ** 2 + (f * bandwidth * scale) ** 2)
+    # A tract's gain depends on where its formants lie; loudness is the articulation's business, so even it out.
     tract /= np.sqrt(np.mean(np.square(tract * tilt), axis=1, keepdims=True))
     fricative = 1 / (1 + ((f - track(utterance.noise_hz)) / track(utterance.noise_width_hz)) ** 4)
     return tract, fricative
