@@ -29,7 +29,7 @@ def tell(line: str) -> None:
 
 
 def run() -> list[Row]:
-    """Measure everything; about six minutes on two cores."""
+    """Measure everything; about nine minutes on two cores."""
     with tempfile.TemporaryDirectory(prefix="dissonance-bench-") as name:
         folder = Path(name)
         tell(f"drawing {CLIPS} clips")

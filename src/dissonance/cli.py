@@ -250,7 +250,7 @@ def export(
 
 @bench_app.command("run", epilog="Example: dissonance bench run cpu-decode")
 def bench_run(
-    rung: Annotated[str, typer.Argument(help="What to measure: cpu-decode.")],
+    rung: Annotated[str, typer.Argument(help="What to measure: cpu-decode, isolation.")],
     save: Annotated[bool, typer.Option("--save", help="Append the results to bench/results/.")] = False,
     as_json: JsonOption = False,
 ) -> None:
