@@ -125,7 +125,7 @@ def test_failures_can_be_allowed(cli: Cli, bad_folder: tuple[Path, dict[str, Any
     assert "corrupt" in done.stdout
 
 
-@pytest.mark.parametrize(("allowed", "code"), [("1", 3), ("2", 0), ("66%", 3), ("66.7%", 0), ("100%", 0)])
+@pytest.mark.parametrize(("allowed", "code"), [("1", 3), ("2", 0), ("66%", 3), ("66.7%", 0), ("29%", 3), ("100%", 0)])
 def test_failures_are_allowed_as_a_number_or_a_share(allowed: str, code: int, cli: Cli, clip: Path, tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).touch()
@@ -138,6 +138,23 @@ def test_a_wrong_allowance_is_told_before_anything_is_done(wrong: str, cli: Cli,
     assert done.returncode == 2
     assert f"Invalid --max-failures '{wrong}'" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scan_runs_no_code_from_the_folder_it_is_started_in(clip: Path, tmp_path: Path) -> None:
+    for name in ("numpy", "json", "cv2", "socket"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('code from the current folder')")
+    command = [Path(sys.executable).with_name("dissonance"), "scan", clip, "-o", tmp_path / "out", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert lines(done.stdout)[0]["status"] == "scored"
+
+
+def test_a_path_longer_than_any_system_allows_has_its_row(cli: Cli, clip: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(json.dumps({"uri": "x" * 3_000_000}) + "\n" + json.dumps({"uri": str(clip)}) + "\n")
+    done = cli("scan", manifest, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 3, done.stderr
+    assert [row["reason"] for row in lines(done.stdout)] == ["unreadable", None]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="drops a capability of Linux")

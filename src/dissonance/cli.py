@@ -1,11 +1,11 @@
 """The command line: one thin function a command. Results on stdout, everything else on stderr."""
 
 import json
-import math
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -54,14 +54,14 @@ def _scan_config(
     return parse_config(ScanConfig, data, origin="from the command line")
 
 
-def _tolerated_failures(text: str) -> Callable[[int], float]:
+def _tolerated_failures(text: str) -> Callable[[int], Fraction]:
     """What `--max-failures` allows, as a function of the number of inputs."""
     number, percent = text.removesuffix("%"), text.endswith("%")
     try:
-        value = float(number) if percent else int(number)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= (100 if percent else math.inf):
+        value = Fraction(number) if percent else Fraction(int(number))  # exact: 29 of 100 are 29%
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(-1)
+    if value < 0 or (percent and value > 100):
         raise errors.UsageError(f"Invalid --max-failures '{text}'. Give a number of files such as 10, or a share of all inputs such as 0.5%.")
     return lambda inputs: value / 100 * inputs if percent else value
 

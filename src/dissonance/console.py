@@ -171,23 +171,23 @@ def inspection(console: Console, summary: ClipSummary, verdict: FileVerdict, *, 
     """One file: streams, verdict, and for every track a line of window scores and a table of them."""
     row: dict[str, Any] = verdict.file
     info = summary.info
-    console.print(f"{printable(row['uri'])}: {info.container}, {summary.duration_s:.2f} s", markup=False)
+    console.print(printable(f"{row['uri']}: {info.container}, {summary.duration_s:.2f} s"), markup=False)
     if info.video:
         video = info.video
         rate = "?" if video.fps is None else f"{video.fps:g}"
-        console.print(
+        line = (
             f"  picture: stream #{video.index}, {video.codec} {video.width}x{video.height} {video.pixel_format}, {rate} fps"
             f"{' (variable)' if summary.variable_frame_rate else ''}, turned {video.rotation_deg} deg, starts at {video.start_s:.3f} s, "
-            f"{summary.frames_decoded} frames decoded, {summary.frames_dropped} dropped",
-            markup=False,
+            f"{summary.frames_decoded} frames decoded, {summary.frames_dropped} dropped"
         )
+        console.print(printable(line), markup=False)
     if info.audio:
         audio = info.audio
-        console.print(
+        line = (
             f"  sound:   stream #{audio.index}, {audio.codec} {audio.sample_rate_hz} Hz, {audio.channels} channel(s), "
-            f"starts at {audio.start_s:.3f} s, speech in {_number(summary.speech_fraction, 2) or 'none'} of it",
-            markup=False,
+            f"starts at {audio.start_s:.3f} s, speech in {_number(summary.speech_fraction, 2) or 'none'} of it"
         )
+        console.print(printable(line), markup=False)
     console.print(f"  chosen:  {printable(info.choice)}", markup=False)
     if row["status"] != "scored":
         console.print(f"  {row['status']}: {printable(str(row['reason']))}: {printable(str(row['detail']))}", markup=False)

@@ -64,7 +64,7 @@ def _onnxruntime() -> str:
 def _isolation() -> str:
     from dissonance.engine.scan.confine import EVERYTHING
 
-    command = [sys.executable, "-m", "dissonance.engine.scan.confine"]
+    command = [sys.executable, "-P", "-m", "dissonance.engine.scan.confine"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the trial ended with exit status {done.returncode}: {done.stderr.strip()[-200:]}")
@@ -111,7 +111,7 @@ def examine() -> list[Finding]:
         ("python", _python, "everything", ""),
         ("pyav", _pyav, "reading media", "pip install av"),
         ("haar", _haar, "finding faces (--detector haar)", "pip install 'opencv-python-headless<5'"),
-        ("isolation", _isolation, "confining decode workers", "scan files that you do not trust on Linux 4.14 or later, x86_64 or aarch64"),
+        ("isolation", _isolation, "confining decode workers", "scan files that you do not trust on Linux 5.13 or later, x86_64 or aarch64"),
         ("onnxruntime", _onnxruntime, "scanning; --detector yunet", "pip install 'dissonance[cpu]'"),
         ("torch", _module("torch"), "export and training; a scan does not need it", "pip install 'dissonance[export]'"),
         ("onnx export", _module("onnxscript"), "export", "pip install 'dissonance[export]'"),

@@ -2,7 +2,8 @@
 
 hang: says nothing any more. eat: allocates without end. share: the same in shared memory. abort, segv: dies. raise: an error nobody foresaw.
 garbage: says what is no message. stutter: stops in the middle of one. announce: announces one of 3 GiB. liar: sends windows that build on others that
-never came. slow: keeps beating and gets nowhere. exit: leaves. shout: dies with a last word. env: tells its environment as the reason.
+never came. contradict: announces a voice that no window has. slow: keeps beating and gets nowhere. late: the same for 9 s, after it had got 5 s
+far. exit: leaves. shout: dies with a last word. env: tells its environment as the reason.
 socket, write, exec: tries what it may not, and tells what came of it.
 """
 
@@ -46,6 +47,13 @@ def misbehave(path: Path, **options: Any) -> Iterator[Window | ClipSummary]:
     if "liar" in words:
         yield from (dataclasses.replace(part, track=part.track + 7) if isinstance(part, Window) and part.index else part for part in parts)
         return
+    if "contradict" in words:
+        window, summary = next(parts), list(parts)[-1]
+        assert isinstance(window, Window)
+        assert isinstance(summary, ClipSummary)
+        yield dataclasses.replace(window, mel=None)
+        yield dataclasses.replace(summary, speech_fraction=1.0)
+        return
     yield next(parts)
     held = []
     if "hang" in words:
@@ -73,6 +81,11 @@ def misbehave(path: Path, **options: Any) -> Iterator[Window | ClipSummary]:
     while "slow" in words:
         threading.Event().wait(0.05)
         options["progress"](0.0)
+    if "late" in words:
+        options["progress"](5.0)
+        for _ in range(180):
+            threading.Event().wait(0.05)
+            options["progress"](0.0)
     if "exit" in words:
         os._exit(7)
     if "shout" in words:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dissonance.engine.scan.confine import STDERR_BYTES, confine
+from dissonance.engine.scan.confine import EVERYTHING, STDERR_BYTES, confine
 
 # Each is run in a process that has confined itself. True: it was allowed.
 ATTEMPTS = {
@@ -26,6 +26,25 @@ ATTEMPTS = {
     "chmod": "os.chmod(folder + '/old', 0)",
     "signal another": "os.kill(os.getppid(), 0)",
     "raise the limit": "resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40)) or np.ones(1 << 28)",
+    "raise it by the old call": "libc.syscall({'x86_64': 160, 'aarch64': 164}[os.uname().machine], 9, None) == 0 or (_ for _ in ()).throw(OSError())",
+    "set another's limit": "resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0))",
+    "its scan's environment": "open(f'/proc/{os.getppid()}/environ').read()",
+    "its scan's memory": "open(f'/proc/{os.getppid()}/maps').read()",
+    "an owner for its signals": "fcntl.fcntl(pair[0], fcntl.F_SETOWN, os.getppid())",
+    "a lock": "fcntl.lockf(open(folder + '/old'), fcntl.LOCK_SH | fcntl.LOCK_NB)",
+    "another lock": "fcntl.flock(open(folder + '/old'), fcntl.LOCK_SH | fcntl.LOCK_NB)",
+    "type into a terminal": "fcntl.ioctl(0, termios.TIOCSTI, b'x')",
+    "a socket pair": "socket.socketpair()",
+    "mode by descriptor": "os.fchmod(open(folder + '/old').fileno(), 0)",
+    "attributes": "os.setxattr(folder + '/old', 'user.x', b'x')",
+    "times": "os.utime(folder + '/old')",
+    "nothing to a file": "os.truncate(folder + '/old', 4)",
+    "its scan's priority": "os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+    "its scan's cores": "os.sched_setaffinity(os.getppid(), {0})",
+    "outliving": "libc.prctl(1, 0, 0, 0, 0) == 0 or (_ for _ in ()).throw(OSError())",
+    "memory without a name": "os.memfd_create('x')",
+    "shared memory that stays": "libc.shmget(0, 4096, 0o1600) != -1 or (_ for _ in ()).throw(OSError())",
+    "many files": "[open(folder + '/old') for _ in range(100)]",
     "much memory": "np.ones(1 << 28)",
     "read": "open(folder + '/old').read()",
     "list": "os.listdir(folder)",
@@ -33,16 +52,30 @@ ATTEMPTS = {
     "a thread": "[thread := threading.Thread(target=print), thread.start(), thread.join()]",
     "some memory": "np.ones(1 << 25)",
     "signal itself": "os.kill(os.getpid(), 0)",
+    "a file with its flags": "fcntl.fcntl(open(folder + '/old'), fcntl.F_GETFL)",
+    "whether that is a terminal": "os.isatty(0)",
+    "its own limit": "resource.getrlimit(resource.RLIMIT_AS)",
     "a socket it has": "[pair[0].sendall(b'x'), pair[1].recv(1)]",
 }
-ALLOWED = {"read", "list", "stat", "a thread", "some memory", "signal itself", "a socket it has"}
+ALLOWED = {
+    "a file with its flags",
+    "whether that is a terminal",
+    "its own limit",
+    "read",
+    "list",
+    "stat",
+    "a thread",
+    "some memory",
+    "signal itself",
+    "a socket it has",
+}
 PROGRAM = """
-import json, os, resource, socket, sys, threading
+import ctypes, fcntl, json, os, resource, socket, sys, termios, threading
 import numpy as np
 from dissonance.engine.scan.confine import confine
 folder, attempts = sys.argv[1], json.loads(sys.argv[2])
-pair = socket.socketpair()
-before = open("/proc/self/status").read()
+pair, libc = socket.socketpair(), ctypes.CDLL(None, use_errno=True)
+own_status = open("/proc/self/status", "rb", buffering=0)
 in_force = confine(more_memory_bytes=1 << 30)
 result = {}
 for name, code in attempts.items():
@@ -51,7 +84,8 @@ for name, code in attempts.items():
         result[name] = True
     except (OSError, MemoryError, ValueError):
         result[name] = False
-status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
+own_status.seek(0)
+status = dict(line.split(":\\t", 1) for line in own_status.read().decode().splitlines())
 print(json.dumps({"in force": in_force, "result": result, "NoNewPrivs": status["NoNewPrivs"], "Seccomp": status["Seccomp"]}))
 """
 
@@ -64,7 +98,7 @@ def test_what_is_allowed_is_what_reading_media_needs(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert {name for name, allowed in found["result"].items() if allowed} == ALLOWED
     assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")  # 2: a filter, linux/seccomp.h
-    assert {"memory", "no_new_privileges", "system_calls", "ends_with_the_scan"} <= set(found["in force"])
+    assert set(EVERYTHING) == set(found["in force"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
     assert (tmp_path / "old").read_text() == "text"
 

@@ -42,7 +42,8 @@ FATES = {
     "raise": ("decoder_crash", "RuntimeError"),
     "garbage": ("decoder_crash", "what is not a message"),
     "announce": ("decoder_crash", "a message of 3221225472 bytes"),
-    "liar": ("decoder_crash", "contradicts itself: window 1 of track 7 builds on one that did not come"),
+    "liar": ("decoder_crash", "a window whose index cannot be"),
+    "contradict": ("decoder_crash", "nothing in its windows bears out its modalities 'av'"),
     "eat": ("out_of_memory", "limits.max_memory_mib"),
     "share": ("out_of_memory", "limits.max_memory_mib"),
 }
@@ -72,6 +73,20 @@ def test_a_decoder_that_gets_nowhere_is_given_up(clips: list[Path], tmp_path: Pa
     assert (row["status"], row["reason"]) == ("failed", "timeout")
     assert "took more than 6 s for its first 0 s (limits.timeout_s, limits.timeout_per_media_s)" in str(row["detail"])
     assert all(other["status"] == "scored" for other in others.values())
+
+
+def test_time_is_allowed_for_as_far_as_a_file_was_read(clips: list[Path], tmp_path: Path) -> None:
+    """Sound is read after the picture, from 0 on again."""
+    limits = LIMITS.model_copy(update={"timeout_s": 6.0, "timeout_per_media_s": 10.0})
+    row, _ = scan_with("late", clips, tmp_path, limits=limits)
+    assert (row["status"], row["fallback_cause"]) == ("scored", None)
+
+
+def test_a_contradiction_in_the_last_file_of_all_is_tried_again_too(clips: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.fault-contradict.mp4"
+    shutil.copy(clips[0], bad)
+    summary = run_scan([bad], tmp_path / "out", workers=1)
+    assert (summary.failed, summary.retried) == (1, 1)
 
 
 def test_memory_stays_below_its_limit(clips: list[Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +37,23 @@ def test_a_folder_is_walked_in_a_fixed_order_and_the_rest_is_counted(folder: Pat
     assert sources.skipped == 2
     assert len(list(sources)) == 4
     assert sources.skipped == 2, "counted afresh each time"
+
+
+def test_folders_may_be_nested_as_deep_as_the_disk_allows(tmp_path: Path) -> None:
+    depth = 1500  # more than Python's calls
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("a", dir_fd=here)
+        below = os.open("a", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("deep.mp4", os.O_CREAT, dir_fd=here))
+    os.close(here)
+    try:
+        found = list(Sources([str(tmp_path)], extensions=EXTENSIONS))
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "a"], check=True)  # Python itself cannot delete so deep a folder
+    assert [item.path.removeprefix(str(tmp_path)) for item in found] == ["/a" * depth + "/deep.mp4"]
 
 
 def test_links_to_folders_are_not_followed_and_dangling_links_are_inputs(folder: Path) -> None:

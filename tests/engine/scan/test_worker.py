@@ -144,10 +144,10 @@ def test_a_file_that_grows_for_ever_is_hashed_up_to_its_first_size(make: Make, c
     worker = make()
     beat = worker._heart.beat
 
-    def beat_and_grow(media_s: float = 0.0) -> None:
+    def beat_and_grow(media_s: float = 0.0, *, read_mib: float = 0.0) -> None:
         with path.open("ab") as stream:
             stream.write(bytes(1 << 20))
-        beat(media_s)
+        beat(media_s, read_mib=read_mib)
 
     worker._heart.beat = beat_and_grow  # type: ignore[method-assign]
     opened = next(worker.read(str(path), str(path)))

@@ -1,6 +1,6 @@
 """Sound of one file: mono, 16 kHz, on the clock."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,11 @@ class SoundReader:
     Raises MediaError("corrupt") where nothing decodes; ValueError where `info` has no audio.
     """
 
-    def __init__(self, path: Path, info: MediaInfo, *, origin_s: float) -> None:
+    def __init__(self, path: Path, info: MediaInfo, *, origin_s: float, alive: Callable[[], None] = lambda: None) -> None:
         if info.audio is None:
             raise ValueError("this file has no audio stream")
         self._path, self._info, self._audio, self._origin_s = path, info, info.audio, origin_s
+        self._alive = alive
         self.decode_errors = 0  # packets that did not decode
         self.discontinuities = 0  # jumps of the clock that were closed (see packets.py)
         self.resyncs = 0  # gaps and overlaps
@@ -88,7 +89,7 @@ class SoundReader:
         with open_media(self._path) as container:
             stream: Any = container.streams[self._audio.index]
             stream.codec_context.thread_count = 1
-            packets = PacketReader(container, self._info, self._audio.index)
+            packets = PacketReader(container, self._info, self._audio.index, alive=self._alive)
             for packet in packets:
                 try:
                     frames = stream.decode(packet)

@@ -94,13 +94,13 @@ class ClipSummary:
 class _Picture:
     """The frames of a file; trouble ends them and is kept in `error`."""
 
-    def __init__(self, path: Path, info: MediaInfo, *, limits: LimitsConfig) -> None:
+    def __init__(self, path: Path, info: MediaInfo, *, limits: LimitsConfig, alive: Callable[[], None]) -> None:
         self.error: MediaError | None = None
         self.frames = 0
         self._reader: VideoReader | None = None
         if info.video is not None:
             try:
-                self._reader = VideoReader(path, info, limits=limits)
+                self._reader = VideoReader(path, info, limits=limits, alive=alive)
             except MediaError as error:
                 self.error = error
 
@@ -158,7 +158,7 @@ class _Sound:
         self._reader: SoundReader | None = None
         if info.audio is not None:
             try:
-                self._reader = SoundReader(path, info, origin_s=origin_s)
+                self._reader = SoundReader(path, info, origin_s=origin_s, alive=lambda: progress(0.0))
                 self._track = SoundTrack(_watched(self._reader, progress, limits), mel=mel, speech=speech, history_frames=history_frames)
             except MediaError as error:
                 self._lose(error)
@@ -210,14 +210,14 @@ def read_clip(
 
     A file without a face, but with a voice, gives windows of the sound alone (track -1), of those stretches that hold speech. `uri` is the name
     under which given boxes are looked up (default: the path as text). `progress` is called with the seconds that were
-    read of it, for every frame of the grid and every chunk of sound.
+    read of it for every frame of the grid and every chunk of sound, and with 0 for every packet.
     Nothing is decided on a clip's length: that is the caller's.
 
     Raises MediaError: the file cannot be opened, neither its picture nor its sound could be decoded, or it costs more than `scan.limits` allow.
     """
     info = probe(path, limits=scan.limits)
     history = SOUND_HISTORY_FRAMES + model.frames + _delay_frames(scan)
-    picture = _Picture(path, info, limits=scan.limits)
+    picture = _Picture(path, info, limits=scan.limits, alive=lambda: progress(0.0))
     sound: _Sound | None = None
     faces: FaceStream | None = None
     windows: dict[int, TrackWindows] = {}

@@ -6,7 +6,7 @@ the file had got to. Both readers of a file walk the same packets and decide ali
 correction, so picture and sound keep their places relative to each other (as FFmpeg's command line does for `-copyts` unset).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
@@ -15,6 +15,7 @@ from av.container import InputContainer
 from av.stream import Discard
 
 from dissonance.engine.media.probe import MAY_JUMP, MediaInfo
+from dissonance.errors import MediaError
 
 JUMP_S = 10.0  # in formats whose timestamps may jump (MPEG-TS and PS); FFmpeg's own dts_delta_threshold
 STILL_S = 600.0  # in all others: so long may one picture stand, or the sound be away
@@ -24,10 +25,13 @@ BACK_S = 1.0  # decoding times never go back; reordered ones do by less than thi
 class PacketReader:
     """Iterate once over one stream's packets, then a None to flush its decoder. Timestamps are rewritten onto the common clock.
 
+    `alive` is called for every packet that is read, of whatever stream.
+
     A demuxing error ends the stream, as the end of the file does, and is counted.
     """
 
-    def __init__(self, container: InputContainer, info: MediaInfo, index: int) -> None:
+    def __init__(self, container: InputContainer, info: MediaInfo, index: int, *, alive: Callable[[], None] = lambda: None) -> None:
+        self._alive = alive
         self._container = container
         self._wanted = index
         self.discontinuities = 0
@@ -48,11 +52,14 @@ class PacketReader:
                 stream.discard = Discard.all
         try:
             for packet in container.demux([container.streams[i] for i in self._indices]):
+                self._alive()
                 if packet.size == 0:  # an empty packet would flush the decoder; the real flush follows below
                     continue
                 self._place(packet)
                 if packet.stream_index == self._wanted:
                     yield packet
+        except av.error.MemoryError as error:
+            raise MediaError("out_of_memory", "reading its packets") from error
         except av.error.FFmpegError:
             self.demux_errors += 1
         except IndexError:  # after the last packet: PyAV goes to flush a stream that appeared in mid-file, which it does not know

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,13 @@ class VideoReader:
     Raises MediaError: corrupt where nothing decodes, refused beyond `limits`, out_of_memory; ValueError where `info` has no video.
     """
 
-    def __init__(self, path: Path, info: MediaInfo, *, threads: int = 1, limits: LimitsConfig | None = None) -> None:
+    def __init__(
+        self, path: Path, info: MediaInfo, *, threads: int = 1, limits: LimitsConfig | None = None, alive: Callable[[], None] = lambda: None
+    ) -> None:
         if info.video is None:
             raise ValueError("this file has no video stream")
         self._path, self._info, self._video, self._threads = path, info, info.video, threads
-        self._limits = limits or LimitsConfig()
+        self._limits, self._alive = limits or LimitsConfig(), alive
         self.origin_s = 0.0  # presentation time of the first frame, on the file's clock; known after the first frame
         self.frames_decoded = 0  # every frame that the decoder returned
         self.frames_dropped = 0  # those that the grid never shows
@@ -99,7 +101,7 @@ class VideoReader:
             stream.codec_context.thread_count = self._threads
             if self._threads > 1:
                 stream.codec_context.thread_type = "AUTO"
-            packets = PacketReader(container, self._info, self._video.index)
+            packets = PacketReader(container, self._info, self._video.index, alive=self._alive)
             # AVI has no presentation times, only an order: pictures are shown in turn at the times of their packets.
             in_turn: deque[int] | None = deque(maxlen=_MAX_DELAY) if self._info.container == "avi" else None
             for packet in packets:

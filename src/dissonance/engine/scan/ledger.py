@@ -92,7 +92,7 @@ class Ledger:
                 raise UsageError(
                     f"'{path.parent}' holds a run with another {key.replace('_', ' ')} ({meta.get(key)!r:.70}, now {value!r:.70}): "
                     "its rows would not compare. "
-                    "Give another --out, or the same bundle and settings as before."
+                    "Give another --out, or the same bundle, settings and release as before."
                 )
         return ledger
 

@@ -11,6 +11,7 @@ import math
 import os
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissonance.bundle import CropSpec, MelSpec
-from dissonance.config import ModelConfig
+from dissonance.config import ModelConfig, ScanConfig
 from dissonance.engine.media.clip import MEL_FRAMES, SOUND_ALONE, ClipSummary, Window
 from dissonance.engine.scan.channel import ProtocolError
 
@@ -26,6 +27,8 @@ _DTYPES = {"uint8", "float32", "bool"}
 _HEADER_BYTES = 4
 _LARGEST = 2**62  # of any whole number: what a row's columns hold
 _LARGEST_INDEX = 2**31 - 1  # of what the rows keep in 32 bits
+_LARGEST_MEL = 100.0  # the log-mel is of the order of 1; what overflows in the network would be no score
+_LARGEST_PLACE = 1e6  # of pixels and grey levels
 _LONGEST_TEXT = 2000
 _HEADROOM_BYTES = 1 << 20  # of a message, beyond its arrays
 
@@ -57,9 +60,10 @@ class Opened:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The decoder is alive, and has read so many seconds of the file."""
+    """The decoder is alive, and reads this stretch of the file: so many seconds of its media, or MiB of its bytes while it is hashed."""
 
-    media_s: float
+    media_s: float = 0.0
+    read_mib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -180,11 +184,16 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
 
 
 class WindowCheck:
-    """Whether windows are such as the model's preset and the crop make them."""
+    """Whether windows are such as the model's preset, the crop and the scan's settings make them."""
 
-    def __init__(self, *, model: ModelConfig, crop: CropSpec, mel: MelSpec, max_duration_s: float) -> None:
+    def __init__(self, *, model: ModelConfig, crop: CropSpec, mel: MelSpec, scan: ScanConfig) -> None:
         self._frames = model.frames
-        self._last_frame = min(math.ceil(max_duration_s * model.fps) + model.frames, _LARGEST_INDEX)
+        grid_frames = math.ceil(scan.limits.max_duration_s * model.fps) + model.frames
+        self._last_frame = min(grid_frames, _LARGEST_INDEX)
+        # Each of the faces of one moment gives a window every hop, or where it is short-lived, one for itself.
+        tracking, self._max_tracks = scan.tracking, scan.tracking.max_tracks
+        self._most_windows = tracking.max_tracks * (grid_frames // min(model.hop, tracking.min_track_frames) + 2)
+        self._given_tracks = scan.detector.kind == "boxes"  # numbered, and as many, as somebody liked
         self._crop_shape = (crop.size_px, crop.size_px, 3)
         self._mel_shape = (mel.bins, MEL_FRAMES * model.frames)
 
@@ -193,21 +202,41 @@ class WindowCheck:
         """What no message is longer than."""
         return self._frames * (math.prod(self._crop_shape) + 64) + 4 * math.prod(self._mel_shape) + _HEADROOM_BYTES
 
-    def check(self, window: Window) -> None:
-        """Raises ProtocolError that names the field."""
+    def new_file(self) -> Callable[[Window], None]:
+        """The check of one file's windows, to be called with each in turn. Raises ProtocolError that names the field."""
+        latest: dict[int, tuple[int, int]] = {}  # index and first frame of each track's last window
+        count = 0
+
+        def check(window: Window) -> None:
+            nonlocal count
+            count += 1
+            index, first_frame = latest.get(window.track, (-1, 0))
+            wrong = self._wrong(window)
+            wrong["index"] = window.index != index + 1
+            wrong["first_frame"] = not first_frame <= window.first_frame <= self._last_frame
+            if not self._given_tracks:  # numbers are given in turn, and all but the tracks that still live have given a window
+                wrong["track"] |= window.track > len(latest) + self._max_tracks
+                wrong["number"] = count > self._most_windows
+            if named := [name for name, is_wrong in wrong.items() if is_wrong]:
+                raise ProtocolError(f"a window whose {' and '.join(named)} cannot be")
+            latest[window.track] = window.index, window.first_frame
+
+        return check
+
+    def _wrong(self, window: Window) -> dict[str, bool]:
         face = window.track != SOUND_ALONE
         new = len(window.new_crops) if window.new_crops.ndim else 0
         rows = window.frames if face else 0
-        wrong = {
+        return {
             "track": not SOUND_ALONE <= window.track <= _LARGEST_INDEX,
-            "index": not 0 <= window.index <= _LARGEST_INDEX,
             "frames": not 1 <= window.frames <= self._frames,
-            "first_frame": not 0 <= window.first_frame <= self._last_frame,
             "new_crops": window.new_crops.shape != (new, *self._crop_shape) or not (1 <= new <= window.frames if face else new == 0),
-            "mel": not face if window.mel is None else window.mel.shape != self._mel_shape,
-            "boxes": window.boxes.shape != (rows, 4),
+            "mel": not face if window.mel is None else window.mel.shape != self._mel_shape or _beyond(window.mel, _LARGEST_MEL),
+            "boxes": window.boxes.shape != (rows, 4) or _beyond(window.boxes, _LARGEST_PLACE),
             "speech": window.speech.shape != (window.frames,),
-            "mouth_motion": window.mouth_motion.shape != (window.frames,),
+            "mouth_motion": window.mouth_motion.shape != (window.frames,) or _beyond(window.mouth_motion, _LARGEST_PLACE),
         }
-        if named := [name for name, is_wrong in wrong.items() if is_wrong]:
-            raise ProtocolError(f"a window whose {' and '.join(named)} cannot be")
+
+
+def _beyond(array: NDArray[np.float32], limit: float) -> bool:
+    return bool(array.size) and float(np.abs(array).max()) > limit

@@ -4,6 +4,7 @@ Decoding is in worker processes, inference and everything that must not be lost 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -37,6 +38,7 @@ from dissonance.machine import available_cores
 
 _LEDGER, _LOCK = "run.db", "run.lock"
 MAX_TRIES = 2  # a file that cost its worker gets one more, in a process of its own
+LONGEST_PATH = 1 << 16  # bytes; no system opens a longer one
 _IDLE_WAIT_S = 1.0
 _BATCHING_WAIT_S = 0.05  # how long a file that has been read to its end waits for others to fill its last batch
 
@@ -115,6 +117,7 @@ class Scan:
         self._clips: dict[int, _Clip] = {}
         self._retries: deque[_Clip] = deque()
         self._quiet = False  # no worker said anything during the last wait
+        self._flushed_s = time.monotonic()
         self._next_id = 0
         self._decoded = self._retried = 0
         self._lost: Counter[str] = Counter()
@@ -232,6 +235,10 @@ class Scan:
 
         def next_task() -> Task | None:
             clip = self._retries.popleft() if self._retries else next(tasks, None)
+            while clip is not None and len(os.fsencode(clip.task.path)) > LONGEST_PATH:
+                self._clips[clip.task.id] = clip
+                self._finish(clip, clip.builder.without_score(reason="unreadable", detail=os.strerror(errno.ENAMETOOLONG), elapsed_s=0.0), sink)
+                clip = next(tasks, None)
             if clip is None:
                 return None
             self._clips[clip.task.id] = clip
@@ -239,22 +246,30 @@ class Scan:
 
         def poll() -> float:
             file_waits = any(clip.summary is not None for clip in self._clips.values())
-            self._deliver(self._scorer.flush() if self._quiet and file_waits else self._scorer.run(), sink)
+            due = self._quiet or time.monotonic() - self._flushed_s > _IDLE_WAIT_S
+            if file_waits and due:
+                self._deliver(self._scorer.flush(), sink)
+                self._flushed_s = time.monotonic()
+            else:
+                self._deliver(self._scorer.run(), sink)
             sink.flush_if_old()
             self._quiet = True
             return _BATCHING_WAIT_S if file_waits else _IDLE_WAIT_S
 
         with WorkerPool(count=self._config.execution.workers or available_cores(), spec=self._bundle.spec, scan=self._config) as pool:
-            for event in pool.run(next_task, poll=poll):
-                self._quiet = False
-                if event.task.id in self._clips:
-                    try:
-                        self._on_event(self._clips[event.task.id], event, sink)
-                    except ProtocolError as error:
-                        pool.drop(event.task)
-                        self._on_crash(self._clips[event.task.id], Crashed(f"the decode worker contradicts itself: {error}"), sink)
+            while True:
+                for event in pool.run(next_task, poll=poll):
+                    self._quiet = False
+                    if event.task.id in self._clips:
+                        try:
+                            self._on_event(self._clips[event.task.id], event, sink)
+                        except ProtocolError as error:
+                            pool.drop(event.task)
+                            self._on_crash(self._clips[event.task.id], Crashed(f"the decode worker contradicts itself: {error}"), sink)
+                self._deliver(self._scorer.flush(), sink)
+                if not self._retries:  # which the last windows of all may ask for
+                    break
             self._confined = None if pool.confined is None else sorted(pool.confined)
-        self._deliver(self._scorer.flush(), sink)
 
     def _on_event(self, clip: _Clip, event: Event, sink: Sink) -> None:
         message = event.message

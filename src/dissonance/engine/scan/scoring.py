@@ -18,6 +18,7 @@ from dissonance.engine.media.clip import Window
 from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
 from dissonance.engine.scan.channel import ProtocolError
 
+_MOST_LAST = 8192  # of all files together; more than workers times faces that live at the same time
 _TRACK_KEPT_FRAMES = 3000  # two minutes: far more than windows of different tracks can come out of order
 
 
@@ -81,7 +82,10 @@ class Scorer:
         if 0 < len(window.new_crops) < window.frames:
             job.previous = self._previous(clip, window)
         if len(window.new_crops):
-            self._last[clip, window.track] = job
+            self._last.pop((clip, window.track), None)
+            self._last[clip, window.track] = job  # the latest comes last
+            while len(self._last) > _MOST_LAST:
+                del self._last[next(iter(self._last))]
         self._frames.extend((job, run) for run in runs)
         if window.mel is not None:
             self._sounds.append((job, window.mel))

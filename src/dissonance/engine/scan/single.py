@@ -52,4 +52,7 @@ def score_file(path: Path, *, bundle: Bundle, runtime: Runtime, config: ScanConf
     for score in scorer.flush():
         take(score)
     assert summary is not None
-    return summary, builder.scored(summary, elapsed_s=time.monotonic() - started_s)
+    try:
+        return summary, builder.scored(summary, elapsed_s=time.monotonic() - started_s)
+    except ProtocolError as error:
+        raise MediaError("decoder_crash", f"the decode worker contradicts itself: {error}") from error

@@ -80,22 +80,28 @@ class Sources:
             yield Input.of(source)
 
     def _walk(self, folder: str) -> Iterator[Input]:
-        try:
-            with os.scandir(folder) as entries:
-                children = sorted(entries, key=lambda entry: entry.name)
-        except OSError:
-            yield Input.of(folder)  # gets a row that says it cannot be read: what is inside is not silently lost
-            return
-        for child in children:
-            listed = child.name.lower().endswith(self._extensions)
-            if child.is_dir(follow_symlinks=False):
+        unread = [iter([folder])]  # folders at each level down to where we are: as deep as the disk goes, which is deeper than a call may
+        while unread:
+            current = next(unread[-1], None)
+            if current is None:
+                unread.pop()
+                continue
+            try:
+                with os.scandir(current) as entries:
+                    children = sorted(entries, key=lambda entry: entry.name)
+            except OSError:
+                yield Input.of(current)  # gets a row that says it cannot be read: what is inside is not silently lost
+                continue
+            folders = []
+            for child in children:
+                listed = child.name.lower().endswith(self._extensions)
                 if listed:
-                    yield Input.of(child.path)  # a folder under a video's name: a row says so
-                yield from self._walk(child.path)
-            elif listed:
-                yield Input.of(child.path)
-            else:
-                self.skipped += 1
+                    yield Input.of(child.path)  # a folder under a video's name too: a row says so
+                if child.is_dir(follow_symlinks=False):
+                    folders.append(child.path)
+                elif not listed:
+                    self.skipped += 1
+            unread.append(iter(folders))
 
 
 def read_manifest(path: Path) -> Iterator[Input]:

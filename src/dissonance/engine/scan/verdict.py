@@ -226,7 +226,7 @@ class VerdictBuilder:
         tracks = [self._tracks[track] for track in sorted(self._tracks)]
         speakers = [track for track in tracks if case == "av" and track.speaks(min_speaking_fraction=speaking)]
         logits = {track.track: logit for track in speakers or tracks if (logit := track.logit(case, fraction)) is not None}
-        if not logits:
+        if not logits or not all(math.isfinite(logit) for logit in logits.values()):
             raise ProtocolError(f"nothing in its windows bears out its modalities '{case}'")
         decisive = self._tracks[max(logits, key=lambda track: logits[track])]
         p_fake = probability(logits[decisive.track], calibration[case])

@@ -40,12 +40,18 @@ class Heart:
     def __init__(self, scan: socket.socket) -> None:
         self._scan = scan
         self._last_s = time.monotonic()
+        self._media_s = self._read_mib = 0.0
 
-    def beat(self, media_s: float = 0.0) -> None:
-        """Send a heartbeat if one is due. `media_s`: how many seconds of the file have been read."""
+    def new_file(self) -> None:
+        """What was read so far was another file."""
+        self._media_s = self._read_mib = 0.0
+
+    def beat(self, media_s: float = 0.0, *, read_mib: float = 0.0) -> None:
+        """Send a heartbeat if one is due, with how far at most the file has been read."""
+        self._media_s, self._read_mib = max(self._media_s, media_s), max(self._read_mib, read_mib)
         now_s = time.monotonic()
         if now_s - self._last_s >= HEARTBEAT_S:
-            send(self._scan, encode(Heartbeat(media_s)))
+            send(self._scan, encode(Heartbeat(self._media_s, self._read_mib)))
             self._last_s = now_s
 
 
@@ -60,7 +66,7 @@ def hash_file(path: Path, heart: Heart, *, limits: LimitsConfig) -> tuple[Opened
             while size < status.st_size and (block := stream.read(_HASH_BLOCK)):  # what is appended meanwhile would never end
                 digest.update(block)
                 size += len(block)
-                heart.beat()
+                heart.beat(read_mib=size / _MIB)
     except OSError as error:
         raise MediaError("unreadable", error.strerror or str(error)) from error
     return Opened(content_hash=digest.hexdigest(), size_bytes=size), status
@@ -104,6 +110,7 @@ class Worker:
 
     def read(self, path: str, uri: str) -> Iterator[Opened | Window | ClipSummary]:
         """All there is to say of one file, its summary last. Raises MediaError."""
+        self._heart.new_file()
         if "://" in path and not os.path.exists(path):
             raise MediaError("refused", "this release scans local files only; copy the file here, or mount its storage")
         opened, before = hash_file(Path(path), self._heart, limits=self.limits)

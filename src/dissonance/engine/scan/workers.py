@@ -33,6 +33,9 @@ PASSED_ON = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME", "LD_
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _SOCKET_BUFFER = 1 << 20
 _LAST_WORDS_BYTES = 1500
+_HASH_S_PER_MIB = 1.0  # a file is hashed at no less than 1 MiB/s
+_LATE_S = 5.0  # a wait that ends so much later than asked for was not a wait
+_FAREWELL_S, _REAP_S = 1.0, 5.0
 MAX_FAILED_STARTS = 5
 _MIB = 1 << 20
 
@@ -43,12 +46,17 @@ class _Worker:
     end: socket.socket
     inbox: Inbox
     errors: int  # a descriptor that holds what the worker printed
+    check: Callable[[Window], None]  # of its task's windows
     ready: bool = False
+    answered: bool = False  # has said something of its task
+    printed_bytes: int = 0  # before its task
     task: Task | None = None
     files: int = 0  # that it was given
+    given_s: float = 0.0  # when it was given its task
     heard_s: float = field(default_factory=time.monotonic)
     spent_s: float = 0.0  # on its task, while nobody let it wait
     media_s: float = 0.0  # of its task's file, that it has read
+    read_mib: float = 0.0  # and that it has hashed
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,13 @@ class WorkerPool:
                 "scan": scan.model_dump(mode="json"),
             }
         ).encode()
-        self._windows = WindowCheck(model=spec.model, crop=spec.crop, mel=spec.mel, max_duration_s=scan.limits.max_duration_s)
+        self._windows = WindowCheck(model=spec.model, crop=spec.crop, mel=spec.mel, scan=scan)
         self.confined: frozenset[str] | None = None  # what every worker has given up (see confine.py); None before the first has started
         self._workers: list[_Worker] = []
         self._returned: deque[Task] = deque()  # handed to workers that did not live to see them
         self._failed_starts = 0  # in a row
+        self._unreaped: list[subprocess.Popen[bytes]] = []  # killed, but the system cannot let go of them yet (a dead network disk)
+        self._listened_s = time.monotonic()  # when the last wait for workers ended
         self._interrupted = False
         self._outer_handler: Any = None
 
@@ -111,6 +121,7 @@ class WorkerPool:
         A task ends with exactly one of ClipSummary, Failed and Crashed. `poll` is called before each wait to do other work, and returns how many
         seconds the wait may last. Raises EnvironmentMissingError where a worker cannot start.
         """
+        self._listened_s = time.monotonic()
         while True:
             if self._interrupted:
                 raise KeyboardInterrupt
@@ -118,27 +129,38 @@ class WorkerPool:
             busy = [worker for worker in self._workers if worker.task is not None]
             if not busy:
                 return
-            limit_s = self._poll(busy, poll)
+            limit_s = min(poll(), self._limits.stall_timeout_s / 4)
+            self._charge(busy)
             started_s = time.monotonic()
-            heard = wait([worker.end for worker in busy], timeout=min(limit_s, self._limits.stall_timeout_s / 4))
-            waited_s = time.monotonic() - started_s
+            heard = wait([worker.end for worker in busy], timeout=limit_s)
+            self._listened_s = time.monotonic()
+            waited_s = self._listened_s - started_s
+            stopped_s = max(0.0, waited_s - limit_s - _LATE_S)  # not even this process ran: a suspended machine, or Ctrl-Z
             for worker in busy:
-                worker.spent_s += waited_s
-                if worker.end in heard and worker.task is not None:
+                worker.spent_s += waited_s - stopped_s
+                worker.heard_s += stopped_s
+                if worker.end in heard:
+                    worker.heard_s = self._listened_s
+                end = self._overrun(worker)
+                if worker.end in heard:
                     yield from self._receive(worker)
-                if worker.task is not None and (end := self._overrun(worker)) is not None:
-                    yield self._lose(worker, end)
+                if worker.task is not None and end is not None:
+                    if worker.ready:
+                        yield self._lose(worker, end)
+                    else:
+                        self._start_failed(worker, worker.task, "did not start in time")
 
-    def _poll(self, busy: list[_Worker], poll: Callable[[], float]) -> float:
-        """Do the other work. Meanwhile nobody listens: who has something to say waits for us, everyone else still spends time on his file."""
+    def _charge(self, busy: list[_Worker]) -> None:
+        """Since the last wait nobody listened: that is no silence of the workers', and who has something to say has waited for us.
+
+        Everyone else has spent that time on his file.
+        """
         waiting = wait([worker.end for worker in busy], timeout=0)
-        started_s = time.monotonic()
-        limit_s = poll()
-        deaf_s = time.monotonic() - started_s
+        now_s = time.monotonic()
         for worker in busy:
+            deaf_s = now_s - max(self._listened_s, worker.given_s)
             worker.heard_s += deaf_s
             worker.spent_s += 0.0 if worker.end in waiting else deaf_s
-        return limit_s
 
     def drop(self, task: Task) -> None:
         """Replace the worker that is at work on `task`, whose messages contradict each other; there will be no further event of it."""
@@ -160,10 +182,12 @@ class WorkerPool:
                 worker = self._start()
             else:
                 worker = idle.pop() if idle else self._start()
-            worker.task, worker.files = task, worker.files + 1
-            worker.heard_s, worker.spent_s, worker.media_s = time.monotonic(), 0.0, 0.0
+            worker.task, worker.files, worker.answered, worker.check = task, worker.files + 1, False, self._windows.new_file()
+            worker.given_s = worker.heard_s = time.monotonic()
+            worker.spent_s = worker.media_s = worker.read_mib = 0.0
+            worker.printed_bytes = os.fstat(worker.errors).st_size
             reset_peak(worker.process.pid)
-            with contextlib.suppress(OSError):  # it died since its last task: seen, and the task retried, when it is read from
+            with contextlib.suppress(ConnectionError):  # it died since its last task: seen, and the task given to another, when it is read from
                 send(worker.end, encode_task(task))
 
     def _start(self) -> _Worker:
@@ -175,30 +199,41 @@ class WorkerPool:
                 for side in (ours, theirs):
                     side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
                 process = subprocess.Popen(
-                    [sys.executable, "-m", WORKER_MODULE, str(theirs.fileno())],
+                    # -P: not the folder that the user happens to be in, whose files may be named like modules
+                    [sys.executable, "-P", "-m", WORKER_MODULE, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
                     env={name: value for name, value in os.environ.items() if name in PASSED_ON} | _ONE_THREAD,
+                    start_new_session=True,  # no terminal
                 )
+        except OSError as error:
+            ours.close()
+            os.close(errors)
+            raise EnvironmentMissingError(f"Cannot start a decode worker: {error}. Free memory or processes, or give fewer --workers.") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with contextlib.suppress(OSError):
             send(ours, self._settings)
-        worker = _Worker(process, ours, Inbox(ours, max_bytes=self._windows.max_message_bytes), errors)
+        worker = _Worker(process, ours, Inbox(ours, max_bytes=self._windows.max_message_bytes), errors, self._windows.new_file())
         self._workers.append(worker)
         return worker
 
     def _end(self, worker: _Worker) -> tuple[int, str]:
-        """End a worker and forget it; returns its exit status, negative for a signal, and the end of what it printed."""
+        """End a worker and forget it; returns its exit status, negative for a signal, and the end of what it printed during its task."""
         self._workers.remove(worker)
         worker.end.close()
         worker.task = None
         worker.process.kill()
-        status = worker.process.wait()
-        size = os.fstat(worker.errors).st_size
-        words = os.pread(worker.errors, _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES)).decode("utf-8", "backslashreplace").strip()
+        try:
+            status = worker.process.wait(timeout=_REAP_S)
+        except subprocess.TimeoutExpired:
+            status = -signal.SIGKILL
+            self._unreaped.append(worker.process)
+        self._unreaped = [process for process in self._unreaped if process.poll() is None]
+        start = max(worker.printed_bytes, os.fstat(worker.errors).st_size - _LAST_WORDS_BYTES)
+        words = os.pread(worker.errors, _LAST_WORDS_BYTES, start).decode("utf-8", "backslashreplace").strip()
         os.close(worker.errors)
         return status, words
 
@@ -214,10 +249,11 @@ class WorkerPool:
     def _overrun(self, worker: _Worker) -> Crashed | None:
         """Whether a worker at work has crossed a limit."""
         limits = self._limits
-        if time.monotonic() - worker.heard_s > limits.stall_timeout_s:
+        if self._listened_s - worker.heard_s > limits.stall_timeout_s:
             return Crashed(f"the decoder gave no sign of life for {limits.stall_timeout_s:g} s (limits.stall_timeout_s)", "timeout")
-        allowed_s = limits.timeout_s + limits.timeout_per_media_s * min(worker.media_s, limits.max_duration_s)
-        if worker.spent_s > allowed_s:
+        media_s, read_mib = min(worker.media_s, limits.max_duration_s), min(worker.read_mib, 1024 * limits.max_size_gib)
+        allowed_s = limits.timeout_s + limits.timeout_per_media_s * media_s + _HASH_S_PER_MIB * read_mib
+        if worker.ready and worker.spent_s > allowed_s:
             rule = "limits.timeout_s, limits.timeout_per_media_s"
             return Crashed(f"took more than {allowed_s:.0f} s for its first {worker.media_s:.0f} s ({rule})", "timeout")
         return None
@@ -225,14 +261,13 @@ class WorkerPool:
     def _receive(self, worker: _Worker) -> Iterator[Event]:
         task = worker.task
         assert task is not None
-        worker.heard_s = time.monotonic()
         try:
             data = worker.inbox.read()
             if data is None:
                 return
             message = decode(data)
             if isinstance(message, Window):
-                self._windows.check(message)
+                worker.check(message)
         except EOFError:
             if (event := self._died(worker, task)) is not None:
                 yield event
@@ -242,11 +277,14 @@ class WorkerPool:
             yield from self._take(worker, task, message)
 
     def _take(self, worker: _Worker, task: Task, message: Message) -> Iterator[Event]:
+        worker.answered |= not isinstance(message, Ready)
         if isinstance(message, Ready):
             worker.ready, self._failed_starts = True, 0
-            self.confined = frozenset(message.confined) & (self.confined or frozenset(message.confined))
-        elif isinstance(message, Heartbeat):
-            worker.media_s = message.media_s
+            worker.spent_s = 0.0
+            given_up = frozenset(message.confined)
+            self.confined = given_up if self.confined is None else self.confined & given_up
+        elif isinstance(message, Heartbeat):  # picture and sound are read one after the other: what counts is how far the farther one got
+            worker.media_s, worker.read_mib = max(worker.media_s, message.media_s), max(worker.read_mib, message.read_mib)
             yield Event(task, message)
         elif isinstance(message, Crashed):  # its memory may be in any state now
             yield self._lose(worker, message)
@@ -262,20 +300,34 @@ class WorkerPool:
     def _died(self, worker: _Worker, task: Task) -> Event | None:
         """What its end means for its task; None where it had not even started, so that another worker will get the task."""
         peak = _peak_mib(worker)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(timeout=10)  # its socket closed, so it is ending: let its own exit status be the one reported
+        try:
+            worker.process.wait(timeout=_FAREWELL_S)  # its socket closed, so it is ending: let its own exit status be the one reported
+            closed = False
+        except subprocess.TimeoutExpired:
+            closed = True
+        ready, answered, files = worker.ready, worker.answered, worker.files
         status, words = self._end(worker)
-        how = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with exit status {status}"
-        if not worker.ready:
-            self._failed_starts += 1
-            killed = status < 0  # by the system, short of memory perhaps: that may pass
-            if self._failed_starts > (MAX_FAILED_STARTS if killed else 0):
-                raise EnvironmentMissingError(
-                    f"A decode worker {how} before it could start; `dissonance doctor` tells more. It printed:\n{words or '(nothing)'}"
-                ) from None
+        how = "closed its channel" if closed else f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with exit status {status}"
+        if not ready:
+            self._note_failed_start(task, how, words, may_pass=status < 0)
+            return None
+        if not answered and files > 1:  # it may have died of what it did before
             self._returned.append(task)
             return None
         return Event(task, Crashed(f"the decode worker {how}" + (f"; it printed: {words}" if words else "")), peak)
+
+    def _start_failed(self, worker: _Worker, task: Task, how: str) -> None:
+        _, words = self._end(worker)
+        self._note_failed_start(task, how, words, may_pass=True)
+
+    def _note_failed_start(self, task: Task, how: str, words: str, *, may_pass: bool) -> None:
+        """No fault of the task's, which another worker will get. `may_pass`: the system killed it, short of memory perhaps, or is very busy."""
+        self._failed_starts += 1
+        if self._failed_starts > (MAX_FAILED_STARTS if may_pass else 0):
+            raise EnvironmentMissingError(
+                f"A decode worker {how} before it could start; `dissonance doctor` tells more. It printed:\n{words or '(nothing)'}"
+            )
+        self._returned.append(task)
 
 
 def _signal_name(number: int) -> str:
