@@ -63,6 +63,8 @@ def test_a_scan_opens_nothing_else_and_no_socket(tmp_path: Path) -> None:
     for part in log.iterdir():
         for line in part.read_text(errors="surrogateescape").splitlines():
             lines += 1
+            if "O_PATH" in line:  # a place to name in a rule: nothing of it can be read
+                continue
             if (match := OPENED.match(line)) is not None:
                 opened.add(Path(_text(match[2])))
             elif line.startswith(("socket(", "connect(", "bind(", "sendto(", "sendmsg(")) and "AF_UNIX" not in line and not _is_channel(line):
@@ -74,7 +76,7 @@ def test_a_scan_opens_nothing_else_and_no_socket(tmp_path: Path) -> None:
     assert any(folder in path.parents for path in opened)
     allowed = [folder.resolve(), out.resolve(), *INSTALLATION]
     strange = {str(path) for path in opened if not any(place == path or place in path.parents for place in allowed)}
-    listed = {os.fspath(place) for place in (ROOT, ROOT / "src")}  # by the interpreter, in search of modules
+    listed = {"/", *(os.fspath(place) for place in (ROOT, ROOT / "src"))}  # for those rules; by the interpreter, in search of modules
     strange = {path for path in strange - listed if not SYSTEM.fullmatch(path) and not path.startswith("/memfd:")}
     assert not strange
     assert not sockets

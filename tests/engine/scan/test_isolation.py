@@ -70,9 +70,9 @@ def test_a_decoder_that_falls_silent_is_given_up(fault: str, clips: list[Path], 
 
 
 def test_a_decoder_that_gets_nowhere_is_given_up(clips: list[Path], tmp_path: Path) -> None:
-    row, others = scan_with("slow", clips, tmp_path, limits=LIMITS.model_copy(update={"timeout_s": 10.0}))
+    row, others = scan_with("slow", clips, tmp_path, limits=LIMITS.model_copy(update={"timeout_s": 10.0, "timeout_per_media_s": 0.0}))
     assert (row["status"], row["reason"]) == ("failed", "timeout")
-    assert "took more than 10 s for its first 0 s (limits.timeout_s, limits.timeout_per_media_s)" in str(row["detail"])
+    assert "took more than 10 s for its first 2 s (limits.timeout_s, limits.timeout_per_media_s)" in str(row["detail"])
     assert all(other["status"] == "scored" for other in others.values())
 
 

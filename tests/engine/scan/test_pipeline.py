@@ -226,7 +226,10 @@ def test_ctrl_c_ends_cleanly_and_can_be_resumed(clips: list[Path], reference: Ro
     config = tmp_path / "scan.yaml"
     config.write_text("execution: {workers: 1, threads: 1}\n")
     out = tmp_path / "out"
-    process = start_scan(clips, out, "--config", str(config))
+    more = [tmp_path / f"{number}.mp4" for number in range(40)]  # so that it is still at work when the signal comes
+    for path in more:
+        os.link(clips[0], path)
+    process = start_scan([*clips, *more], out, "--config", str(config))
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith(b"scanning"):
@@ -237,5 +240,6 @@ def test_ctrl_c_ends_cleanly_and_can_be_resumed(clips: list[Path], reference: Ro
     assert b"Traceback" not in stderr
     with pytest.raises(ProcessLookupError):  # no worker outlives the scan
         os.killpg(process.pid, 0)
-    run_scan(clips, out, resume=True)
-    assert_same_rows(by_uri(out), reference)
+    assert run_scan([*clips, *more], out, resume=True).scored == len(clips) + len(more)
+    rows = by_uri(out)
+    assert_same_rows({uri: rows[uri] for uri in reference}, reference)
