@@ -32,11 +32,12 @@ FAULTS = {
     "a decoder that announces 3 GiB": ("announce", "decoder_crash"),
 }
 TRIES = 2
+CLIP_S = 2.4
 
 
 def members(folder: Path, *, small: bool) -> list[Hostile]:
     """Every hostile input and every fault, made in `folder`; if `small`, without those that take long to scan or to be noticed."""
-    made = generate(folder / "clips", count=1, seed=5, config=SynthConfig(duration_s=2.4, two_person_share=0))
+    made = generate(folder / "clips", count=1, seed=5, config=SynthConfig(duration_s=CLIP_S, two_person_share=0))
     clip = next(folder / "clips" / row.file for row in made)
     (folder / "hostile").mkdir()
     (folder / "faulty").mkdir()
@@ -68,8 +69,8 @@ def faults_of(member: Hostile, row: dict[str, Any]) -> list[str]:
         wrong.append("outcome")
     if (row["peak_memory_mib"] or 0) > LIMITS.max_memory_mib:
         wrong.append("memory")
-    allowed_s = LIMITS.timeout_s + LIMITS.timeout_per_media_s * (row["duration_s"] or 0)
-    if row["elapsed_s"] > TRIES * max(allowed_s, LIMITS.stall_timeout_s):
+    allowed_s = LIMITS.timeout_s + LIMITS.timeout_per_media_s * (row["duration_s"] or CLIP_S) + LIMITS.stall_timeout_s
+    if row["elapsed_s"] > TRIES * allowed_s:
         wrong.append("time")
     return wrong
 

@@ -151,16 +151,17 @@ class WorkerPool:
                         self._start_failed(worker, worker.task, "did not start in time")
 
     def _charge(self, busy: list[_Worker]) -> None:
-        """Since the last wait nobody listened: that is no silence of the workers', and who has something to say has waited for us.
+        """Since the last wait nobody listened. Who has something to say now has waited for us; all others were silent and spent that time on a file.
 
-        Everyone else has spent that time on his file.
+        No more than _LATE_S of it counts: so long inference may take, but a suspended machine or Ctrl-Z stopped the workers with us.
         """
         waiting = wait([worker.end for worker in busy], timeout=0)
         now_s = time.monotonic()
         for worker in busy:
             deaf_s = now_s - max(self._listened_s, worker.given_s)
-            worker.heard_s += deaf_s
-            worker.spent_s += 0.0 if worker.end in waiting else deaf_s
+            counted_s = 0.0 if worker.end in waiting else min(deaf_s, _LATE_S)
+            worker.heard_s += deaf_s - counted_s
+            worker.spent_s += counted_s
 
     def drop(self, task: Task) -> None:
         """Replace the worker that is at work on `task`, whose messages contradict each other; there will be no further event of it."""
