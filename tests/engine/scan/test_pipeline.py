@@ -1,6 +1,7 @@
 """A scan's promises: every input accounted for, scores that depend on nothing but the file, resumable after any kill."""
 
 import fcntl
+import functools
 import json
 import os
 import random
@@ -187,7 +188,9 @@ def test_an_input_named_twice_has_one_row(clips: list[Path], tmp_path: Path) -> 
 
 def start_scan(sources: list[Path], out: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "dissonance", "scan", *map(str, sources), "-o", str(out), *options]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # As from a terminal: a shell's background job, which these tests may be part of, is born ignoring Ctrl-C.
+    as_in_front = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=as_in_front)
 
 
 def test_ten_kills_at_random_moments_lose_and_double_nothing(clips: list[Path], reference: Rows, tmp_path: Path) -> None:
