@@ -25,6 +25,7 @@ import av
 import cv2
 import psutil
 
+from bench._rows import Row, at_most, tell
 from dissonance.bundle import open_bundle
 from dissonance.config import DetectorConfig, ScanConfig
 from dissonance.engine.media.clip import read_clip
@@ -39,13 +40,6 @@ ROUNDS = 5
 SECONDS = 20
 LONG_REPEATS = 30
 CLIPS = 64
-
-Row = dict[str, object]
-
-
-def tell(line: str) -> None:
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def run() -> list[Row]:
@@ -126,13 +120,13 @@ def decode_ratios(clip: Path, boxes: Path) -> list[Row]:
     detection = statistics.median((each["haar"] - each["given"]) / each["bare"] for each in times)
     size = f"{clip.stem} at {clip.stat().st_size * 8 / SECONDS / 1e6:.1f} Mb/s"
     return [
-        row(
+        at_most(
             f"{size}: decode + crop + windows / bare decode",
             windows,
             1.6,
             f"CPU time, median of {ROUNDS} paired rounds; bare {bare_ms:.2f} ms a frame",
         ),
-        row(f"{size}: haar detection / bare decode", detection, 1.0, f"every {haar.detector.every_frames} frames, same rounds"),
+        at_most(f"{size}: haar detection / bare decode", detection, 1.0, f"every {haar.detector.every_frames} frames, same rounds"),
     ]
 
 
@@ -143,7 +137,7 @@ def memory_ratio(clip: Path, boxes: Path, folder: Path) -> Row:
     repeated = [[box[name] for name in ("x0", "y0", "x1", "y1")] for _ in range(LONG_REPEATS) for box in once]
     long_boxes = write_boxes(folder / "long.jsonl", long, repeated)
     short_mib, long_mib = peak_mib(clip, boxes), peak_mib(long, long_boxes)
-    return row(
+    return at_most(
         "1080p: peak memory of 10 minutes / of 20 seconds", long_mib / short_mib, 1.2, f"{long_mib:.0f} MiB / {short_mib:.0f} MiB, given boxes"
     )
 
@@ -169,7 +163,7 @@ def repeat(clip: Path, out: Path, times: int) -> Path:
 
 def peak_mib(clip: Path, boxes: Path) -> float:
     """Peak resident memory, in MiB, of a process that does nothing but `read_windows`. Not ru_maxrss, which a child inherits from us."""
-    command = [sys.executable, "-c", _ONE_READ, str(clip), str(boxes), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", _ONE_READ, str(clip), str(boxes), str(Path(__file__).parents[1])]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
 
 
@@ -189,7 +183,7 @@ def utilisation(folder: Path) -> Row:
     (start_s, start_cpu_s), (end_s, end_cpu_s) = marks[str(CLIPS // 8)], marks[str(CLIPS - CLIPS // 8)]
     busy = (end_cpu_s - start_cpu_s) / ((end_s - start_s) * cores)
     how = f"{cores} cores, files {CLIPS // 8} to {CLIPS - CLIPS // 8}, {(CLIPS - CLIPS // 4) / (end_s - start_s):.1f} files/s of 640x480, 4 s each"
-    return {**row(f"scan of {CLIPS} clips: CPU seconds / (wall x cores)", busy, 0.85, how), "limit": ">= 0.85", "holds": busy >= 0.85}
+    return {**at_most(f"scan of {CLIPS} clips: CPU seconds / (wall x cores)", busy, 0.85, how), "limit": ">= 0.85", "holds": busy >= 0.85}
 
 
 def tree_cpu_s(process: psutil.Process) -> float:
@@ -205,7 +199,7 @@ _ONE_READ = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from cpu_decode import DetectorConfig, ScanConfig, read_windows
+from bench.cpu_decode import DetectorConfig, ScanConfig, read_windows
 read_windows(Path(sys.argv[1]), ScanConfig(detector=DetectorConfig(kind="boxes", boxes_file=Path(sys.argv[2]))))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -230,11 +224,6 @@ class Watch:
 bundle = open_bundle("demo")
 Scan([sys.argv[1]], out=Path(sys.argv[2]), bundle=bundle, runtime=open_runtime(bundle), config=ScanConfig(), resume=False, progress=Watch()).run()
 """
-
-
-def row(what: str, value: float, limit: float, how: str) -> Row:
-    """One result whose value must not exceed `limit`."""
-    return {"what": what, "value": value, "limit": f"<= {limit:g}", "holds": value <= limit, "how": how}
 
 
 if __name__ == "__main__":

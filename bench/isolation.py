@@ -13,19 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench._rows import Row, at_most, tell
 from dissonance.synth.config import SynthConfig
 from dissonance.synth.dataset import generate
 
 ROUNDS = 3
 CLIPS = 64
 LIMIT = 1.1
-
-Row = dict[str, object]
-
-
-def tell(line: str) -> None:
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def run() -> list[Row]:
@@ -46,9 +40,7 @@ def run() -> list[Row]:
             ratio = statistics.median(a / b for a, b in zip(times["isolated"], times["in process"], strict=True))
             medians = ", ".join(f"{kind} {statistics.median(seconds):.2f} s" for kind, seconds in times.items())
             what = f"scan of {CLIPS} clips on {len(used)} core(s): isolated / in process"
-            rows.append(
-                {"what": what, "value": ratio, "limit": f"<= {LIMIT:g}", "holds": ratio <= LIMIT, "how": f"wall time, median of {ROUNDS}: {medians}"}
-            )
+            rows.append(at_most(what, ratio, LIMIT, f"wall time, median of {ROUNDS}: {medians}"))
         return rows
 
 

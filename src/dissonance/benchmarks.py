@@ -28,7 +28,8 @@ def run_rung(name: str) -> list[BenchRow]:
     if name not in rungs:
         raise UsageError(f"Unknown benchmark '{name}'. Known ones: {', '.join(sorted(rungs))}.")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(rungs[name])], stdout=subprocess.PIPE, env=environment, text=True, check=False)
+    command = [sys.executable, "-m", f"bench.{rungs[name].stem}"]
+    done = subprocess.run(command, cwd=_BENCH.parent, stdout=subprocess.PIPE, env=environment, text=True, check=False)
     if done.returncode:
         raise EnvironmentMissingError(f"Benchmark '{name}' ended with exit status {done.returncode}; what it printed is above. Install: .[test]")
     return [json.loads(line) for line in done.stdout.splitlines()]

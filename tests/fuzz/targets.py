@@ -292,23 +292,9 @@ def _dump(tree: object) -> bytes:
 
 
 _SCALARS = (
-    "null",
-    "true",
-    "false",
-    "-1",
-    "1e999",
-    "nan",
-    "NaN",
-    "-Infinity",
-    "\\ud800",
-    "\\u0000",
-    "18446744073709551616",
-    "\u0661",
-    "\ufeff",
-    '""',
-    "[[[[",
-    "{}",
-)
+    "null", "true", "false", "-1", "1e999", "nan", "NaN", "-Infinity", "\\ud800", "\\u0000", "18446744073709551616", "\u0661", "\ufeff", '""',
+    "[[[[", "{}",
+)  # fmt: skip
 _CSV_WORDS = ('"', '""', ",", "\r\n", "\n", "\r", "\0", "\ufeff", "uri", "nan", "inf", "1e999", "-1", "0x1", "1_0", "\u0661", "file://", "../")
 _YAML_WORDS = (
     "&a ", "*a", "<<: ", "!!int ", "!!float ", "!!bool ", "!!null ", "!!set ", "!!omap ", "!!pairs ", "!!binary ", "!!timestamp ",

@@ -5,11 +5,11 @@ from typing import Literal
 
 from dissonance.config import Frozen, PossiblePath
 from dissonance.errors import UsageError
+from dissonance.tables import SUFFIXES
 from dissonance.training.fakeavceleb import META_DATA, read_fakeavceleb
 from dissonance.training.kodf import read_kodf
 from dissonance.training.labels import Dataset
 from dissonance.training.manifest import read_manifest
-from dissonance.training.tables import SUFFIXES
 
 
 class DatasetConfig(Frozen):

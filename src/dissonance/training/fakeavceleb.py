@@ -15,8 +15,8 @@ from dissonance.config import ScanConfig
 from dissonance.engine.scan.sources import Input, Sources
 from dissonance.errors import UsageError
 from dissonance.synth.identity import SPLIT_OF_RACE, Race
+from dissonance.tables import Cells, is_file, read_table
 from dissonance.training.labels import REAL, Clip, Dataset, Skipped
-from dissonance.training.tables import Cells, is_file, read_table
 
 META_DATA = "meta_data.csv"
 TYPE_OF_CATEGORY = {"A": "RealVideo-RealAudio", "B": "RealVideo-FakeAudio", "C": "FakeVideo-RealAudio", "D": "FakeVideo-FakeAudio"}

@@ -22,9 +22,9 @@ from pathlib import Path, PurePath
 from dissonance.config import ScanConfig
 from dissonance.engine.scan.sources import Input, Sources
 from dissonance.errors import UsageError
+from dissonance.tables import read_table
 from dissonance.training.labels import REAL, Clip, Dataset, Skipped
 from dissonance.training.manifest import read_manifest, write_manifest
-from dissonance.training.tables import read_table
 
 SEED = 20250225  # of the subset that this project publishes figures on
 MODELS = {

@@ -20,8 +20,8 @@ from typing import cast
 from dissonance.engine.scan.sink import replacing
 from dissonance.engine.scan.sources import Input
 from dissonance.errors import OutputError, UsageError
+from dissonance.tables import Cells, is_file, read_table
 from dissonance.training.labels import REAL, SPLITS, Clip, Dataset, Skipped, Split
-from dissonance.training.tables import Cells, is_file, read_table
 
 _LABELS = {"picture_fake": "video_label", "sound_fake": "audio_label"}  # and what it may be called instead
 _NAMES_OF_REAL = frozenset({"", "none", "real", "-"})

@@ -128,16 +128,17 @@ def test_manifests_name_paths_relative_to_themselves(tmp_path: Path, suffix: str
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.csv", b"path\nx.mp4\n", "no 'uri' column"),
-        ("b.csv", b"", "no 'uri' column"),
+        ("a.csv", b"path\nx.mp4\n", "has no 'uri'. It has: 'path'"),
+        ("b.csv", b"", "has no 'uri'"),
         ("c.csv", b"uri\n\xff\xfe\n", "not UTF-8"),
         ("d.jsonl", b'{"uri": "x"}\n{', "line 2: not JSON"),
-        ("e.jsonl", b"[1]\n", "line 1: no 'uri' key"),
+        ("e.jsonl", b"[1]\n", "line 1: .* is not an object"),
+        ("m.jsonl", b'{"url": "x"}\n', "line 1, has no 'uri'. It has: 'url'"),
         ("f.jsonl", b'{"uri": 7}\n', "line 1: 'uri' is 7"),
         ("g.jsonl", b'{"uri": ""}\n', "line 1: 'uri' is ''"),
         ("h.parquet", b"PAR1 is not enough", "not a Parquet file"),
         ("k.jsonl", b'{"uri": "\\ud800.mp4"}\n', "not UTF-8"),
-        ("i.csv", b"a,uri\nx\n", "line 2: 'uri' is None"),
+        ("i.csv", b"a,uri\nx\n", "line 2: 1 cells under a header of 2"),
         ("j.jsonl", b"[" * 100_000, "line 1: not JSON"),
     ],
 )

@@ -5,22 +5,17 @@ In a folder, names with a listed extension are inputs and everything else is cou
 always an input, so it always gets a row.
 """
 
-import csv
 import glob
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from dissonance.errors import UsageError
+from dissonance.tables import SUFFIXES, read_table
 
 _LOOKS_ESCAPED = re.compile(r"\\x[0-9a-f]{2}")
-MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class Sources:
     def _expand(self, source: str) -> Iterator[Input]:
         if os.path.isdir(source):
             yield from self._walk(source)
-        elif source.lower().endswith(MANIFEST_SUFFIXES) and os.path.exists(source):
+        elif source.lower().endswith(SUFFIXES) and os.path.exists(source):
             yield from read_manifest(Path(source))
         elif not os.path.lexists(source) and glob.has_magic(source):
             matches = sorted(glob.iglob(source, recursive=True))
@@ -106,57 +101,12 @@ class Sources:
 
 def read_manifest(path: Path) -> Iterator[Input]:
     """The inputs a manifest names; relative ones are relative to the manifest's folder. Raises UsageError that names line and value."""
-    rows = {".csv": _csv_uris, ".jsonl": _jsonl_uris, ".parquet": _parquet_uris}[path.suffix.lower()](path)
-    try:
-        for where, uri in rows:
-            if not isinstance(uri, str) or not uri or "\0" in uri:
-                raise UsageError(f"Manifest '{path}', {where}: 'uri' is {uri!r:.80}. Give each row the path of a file.")
-            yield Input.of(uri if "://" in uri else str(path.parent / uri))
-    except OSError as error:
-        raise UsageError(f"Cannot read manifest '{path}': {error.strerror or error}.") from error
-    except UnicodeError as error:
-        raise UsageError(f"Manifest '{path}' is not UTF-8 text: {error}.") from error
-
-
-def _no_uri(path: Path, columns: Iterable[str]) -> UsageError:
-    return UsageError(f"Manifest '{path}' has no 'uri' column. Its columns are: {', '.join(str(column) for column in columns)!r:.200}.")
-
-
-def _csv_uris(path: Path) -> Iterator[tuple[str, object]]:
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
+    for where, row in read_table(path, need="uri"):
+        uri = row["uri"]
+        if not isinstance(uri, str) or not uri or "\0" in uri:
+            raise UsageError(f"Manifest '{path}', {where}: 'uri' is {uri!r:.80}. Give each row the path of a file.")
         try:
-            if "uri" not in (reader.fieldnames or ()):
-                raise _no_uri(path, reader.fieldnames or ())
-            for row in reader:
-                yield f"line {reader.line_num}", row["uri"]
-        except csv.Error as error:
-            raise UsageError(f"Manifest '{path}', line {reader.line_num}: not CSV: {error}.") from error
-
-
-def _jsonl_uris(path: Path) -> Iterator[tuple[str, object]]:
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UsageError(f"Manifest '{path}', line {number}: not JSON: {error}.") from error
-            if not isinstance(row, dict) or "uri" not in row:
-                raise UsageError(f"Manifest '{path}', line {number}: no 'uri' key in {line.strip()!r:.80}.")
-            yield f"line {number}", row["uri"]
-
-
-def _parquet_uris(path: Path) -> Iterator[tuple[str, object]]:
-    try:
-        with pq.ParquetFile(path) as table:
-            if "uri" not in table.schema_arrow.names:
-                raise _no_uri(path, table.schema_arrow.names)
-            number = 0
-            for batch in table.iter_batches(columns=["uri"], batch_size=4096):
-                for value in batch.column(0).to_pylist():
-                    yield f"row {number}", value
-                    number += 1
-    except pa.ArrowException as error:
-        raise UsageError(f"Manifest '{path}' is not a Parquet file that can be read: {error}.") from error
+            item = Input.of(uri if "://" in uri else str(path.parent / uri))
+        except UnicodeError as error:
+            raise UsageError(f"Manifest '{path}', {where}: 'uri' is not UTF-8 text: {error}. Give each row the path of a file.") from error
+        yield item

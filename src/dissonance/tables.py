@@ -1,8 +1,8 @@
-"""Tables of labels: CSV, JSONL or Parquet, row by row, each with the place to name in an error. A wrong cell is an error that says which."""
+"""Tables of inputs and of labels: CSV, JSONL or Parquet, row by row, each with the place to name in an error."""
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,13 +16,16 @@ _YES = frozenset({"1", "true", "yes", "fake"})
 _NO = frozenset({"0", "false", "no", "real"})
 
 
-def read_table(path: Path) -> Iterator[tuple[str, Row]]:
-    """Rows with where they stand ("line 3"). Raises UsageError where the file cannot be read, or not as what its suffix says."""
+def read_table(path: Path, *, need: str | None = None) -> Iterator[tuple[str, Row]]:
+    """Rows with where they stand ("line 3"), each with a field `need` if given (of Parquet just that is read).
+
+    Raises UsageError where the file cannot be read, or not as what its suffix says.
+    """
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     if path.suffix.lower() not in readers:
         raise UsageError(f"Invalid table '{path}'. Supported suffixes are {', '.join(SUFFIXES)}.")
     try:
-        yield from readers[path.suffix.lower()](path)
+        yield from readers[path.suffix.lower()](path, need)
     except UnicodeError as error:
         raise UsageError(f"Table '{path}' is not UTF-8 text: {error}. Save it as UTF-8.") from error
     except pa.ArrowException as error:
@@ -31,7 +34,11 @@ def read_table(path: Path) -> Iterator[tuple[str, Row]]:
         raise UsageError(f"Cannot read table '{path}': {error.strerror or error}. Give the path of a readable file.") from error
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _lacks(path: Path, need: str, names: Iterable[str], where: str = "") -> UsageError:
+    return UsageError(f"Table '{path}'{where} has no {need!r}. It has: {', '.join(map(str, names))!r:.200}. Add a column or key of that name.")
+
+
+def _csv_rows(path: Path, need: str | None) -> Iterator[tuple[str, Row]]:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         lines = csv.reader(stream)
         try:
@@ -39,6 +46,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
             if len(set(header)) < len(header):
                 twice = sorted({name for name in header if header.count(name) > 1})
                 raise UsageError(f"Table '{path}' has more than one column {twice[0]!r:.80}. Rename or remove one.")
+            if need is not None and need not in header:
+                raise _lacks(path, need, header)
             for cells in lines:
                 if not cells:
                     continue
@@ -52,7 +61,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
             raise UsageError(f"Table '{path}', line {lines.line_num}: not CSV: {error}. Mend the line.") from error
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _jsonl_rows(path: Path, need: str | None) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
@@ -63,13 +72,17 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 raise UsageError(f"Table '{path}', line {number}: not JSON: {error}. Mend the line.") from error
             if not isinstance(row, dict):
                 raise UsageError(f"Table '{path}', line {number}: {line.strip()!r:.80} is not an object of fields. Write one object a line.")
+            if need is not None and need not in row:
+                raise _lacks(path, need, row, f", line {number},")
             yield f"line {number}", row
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(path: Path, need: str | None) -> Iterator[tuple[str, Row]]:
     with pq.ParquetFile(path) as table:
+        if need is not None and need not in table.schema_arrow.names:
+            raise _lacks(path, need, table.schema_arrow.names)
         number = 0
-        for batch in table.iter_batches(batch_size=4096):
+        for batch in table.iter_batches(columns=None if need is None else [need], batch_size=4096):
             for row in batch.to_pylist():
                 yield f"row {number}", row
                 number += 1
