@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-bundle test lint clean
 
 # What a scan needs: no torch in here.
 $(VENV)/.scan: pyproject.toml constraints.txt
@@ -22,6 +22,11 @@ demo: $(VENV)/.scan
 	$(BIN)/dissonance synth demo/clips --count 12 --seed 7
 	$(BIN)/dissonance scan demo/clips -o demo/out
 
+# Trains the bundle that ships, from nothing: clips, cache, training, calibration, export. Less than an hour on two cores.
+demo-bundle: $(VENV)/.test
+	$(BIN)/dissonance train configs/train/demo.yaml -o runs/demo --overwrite
+	$(BIN)/dissonance export runs/demo -o src/dissonance/bundles/demo --overwrite
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -32,4 +37,4 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

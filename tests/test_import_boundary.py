@@ -25,7 +25,7 @@ ALLOWED = {
     "training": BASE | {"model", "engine", "kernels", "synth"},
     "doctor": BASE | {"engine"},
     "benchmarks": BASE,
-    "console": BASE | {"engine", "doctor", "synth"},
+    "console": BASE | {"engine", "doctor", "synth", "training"},
     "cli": None,  # anything
     "__main__": None,
 }

@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -80,6 +80,7 @@ class BundleSpec(Frozen):
     calibration: dict[ModalityCase, CalibrationSpec] = {"av": CalibrationSpec(), "v": CalibrationSpec(), "a": CalibrationSpec()}
     trained: bool
     trained_on: str  # "nothing (random weights)", "synthetic", or the data set's name
+    training: dict[str, Any] | None = None  # the configuration of the run that made it; None for random weights
     parameters: dict[str, int] = {}  # by group
     parity: dict[str, float] = {}  # largest differences from torch float32 that were measured when it was made
     versions: dict[str, str] = {}

@@ -4,6 +4,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -188,11 +189,13 @@ def synth(
     compression: Annotated[
         list[str] | None, typer.Option(help="c18, c23, c28 or c35 (H.264 crf, with AAC to match); repeat it to mix. [default: c23]", metavar="LEVEL")
     ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw; 0: one per core.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier synthetic data set in DIR.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make synthetic talking-head clips, real and forged in timing, picture and sound, in FakeAVCeleb's folder layout with its meta_data.csv."""
     from dissonance.console import clips_table, counted, printable, stderr, stdout
+    from dissonance.machine import available_cores
     from dissonance.synth.config import SynthConfig
     from dissonance.synth.dataset import generate
 
@@ -209,13 +212,80 @@ def synth(
         width, _, height = size.partition("x")
         data.update(width=width, height=height)
     config = parse_config(SynthConfig, data, origin="from the command line")
-    rows = counted(stderr(), "drawing clips", count, generate(folder, count=count, seed=seed, config=config, overwrite=overwrite))
-    if as_json:
-        for row in rows:
-            print(json.dumps({**asdict(row), "file": str(folder / row.file)}))
-    else:
-        stdout().print(clips_table(rows, most=_SHOWN_ROWS))
+    clips = generate(folder, count=count, seed=seed, config=config, overwrite=overwrite, workers=workers or available_cores())
+    with closing(clips):
+        rows = counted(stderr(), "drawing clips", count, clips)
+        if as_json:
+            for row in rows:
+                print(json.dumps({**asdict(row), "file": str(folder / row.file)}))
+        else:
+            stdout().print(clips_table(rows, most=_SHOWN_ROWS))
+    if not as_json:
         stdout().print(f"{count} clips in {printable(str(folder))}, listed in meta_data.csv", markup=False)
+
+
+@app.command(
+    epilog="Example: dissonance evaluate FakeAVCeleb --bundle bundle -o report     A scan: dissonance evaluate out --labels FakeAVCeleb -o report"
+)
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="A labelled data set (folder or manifest), or a scan's folder with --labels.", metavar="DATA|OUT")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.", metavar="REPORT_DIR")],
+    labels: Annotated[Path | None, typer.Option(help="The labelled data set that was scanned.", metavar="DATA")] = None,
+    bundle: Annotated[str | None, typer.Option(help="What scores the clips. [default: demo; of a scan, its own]", metavar="NAME|DIR")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of the clip cache. [default: REPORT_DIR/cache]", metavar="DIR")] = None,
+    split: Annotated[Literal["test", "validation", "train", "all"], typer.Option(help="Which clips.")] = "test",
+    layout: Annotated[Literal["auto", "fakeavceleb", "kodf", "manifest"], typer.Option(help="Of the data set.")] = "auto",
+    config: Annotated[Path | None, typer.Option(help="A scan config in YAML: how faces and speech are found.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Decode processes; 0: one per core.")] = 0,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples for the intervals.")] = 1000,
+    shuffle_sound: Annotated[
+        int | None, typer.Option(help="A control: give every picture another clip's sound, drawn with this seed.", metavar="SEED")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a bundle, or a scan, against labels: metrics with intervals, whole and by kind, beside baselines; report.json, report.md and plots."""
+    from dissonance.console import TrainProgress, evaluation_table, printable, stderr, stdout
+
+    errors.require_extra("train", "Evaluating", "sklearn", "matplotlib", "safetensors")
+    from dissonance.training.report import Request
+    from dissonance.training.report import evaluate as run
+
+    settings = _scan_config(config, detector=None, yunet_model=None, boxes=None, execution={})
+    request = Request(data, out, labels, bundle, cache, split, layout, settings, workers, resamples, shuffle_sound)
+    with TrainProgress(stderr()) as progress:
+        report = run(request, progress=progress)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        stdout().print(evaluation_table(report))
+        stdout().print(f"{report['scored']} of {report['clips']} clips scored; report: {printable(str(out))}/report.md and report.json", markup=False)
+
+
+@app.command(epilog="Example: dissonance train configs/train/demo.yaml -o runs/demo     Go on with it: add --resume")
+def train(
+    config: Annotated[Path, typer.Argument(help="The run, in YAML; configs/train/ has examples.", metavar="CONFIG")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder: clips, cache, log, checkpoints.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, exactly where it was.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the run in --out anew; its clips and its cache are kept.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train prompts, alignment, matching, fusion and heads on labelled or synthetic clips, and calibrate the result."""
+    from dissonance.console import TrainProgress, stderr, stdout, training_lines
+
+    errors.require_extra("train", "Training", "torch", "safetensors", "sklearn")
+    from dissonance.training.metrics import as_json as jsonable
+    from dissonance.training.run import load_train_config
+    from dissonance.training.run import train as run
+
+    if resume and overwrite:
+        raise errors.UsageError("Give --resume or --overwrite, not both.")
+    with TrainProgress(stderr()) as progress:
+        result = run(load_train_config(config), out, resume=resume, overwrite=overwrite, console=progress)
+    if as_json:
+        print(json.dumps(jsonable(result)))
+    else:
+        for line in training_lines(result):
+            stdout().print(line, markup=False, highlight=False)
 
 
 @app.command(epilog="Example: dissonance export --random-weights --preset base -o bundle     dissonance export model.safetensors -o bundle")

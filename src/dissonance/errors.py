@@ -4,6 +4,7 @@ A `DissonanceError` says what was wrong, with what value, and what to do. An int
 not one of them: it reaches the top as whatever it is and exits with `EXIT_BUG`.
 """
 
+import importlib
 from typing import ClassVar
 
 EXIT_OK = 0
@@ -74,3 +75,12 @@ def missing_extra(module: str, extra: str, purpose: str) -> EnvironmentMissingEr
     return EnvironmentMissingError(
         f"{purpose} needs the Python module '{module}', which is not installed. Install it with: pip install 'dissonance[{extra}]'"
     )
+
+
+def require_extra(extra: str, purpose: str, *modules: str) -> None:
+    """Raise `missing_extra` for the first of `modules` that is not installed."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise missing_extra(error.name or module, extra, purpose) from error

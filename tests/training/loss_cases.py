@@ -31,7 +31,7 @@ def in_sync(v: np.ndarray, a: np.ndarray, **changes: np.ndarray) -> PairedWindow
     everything, nothing, number = np.ones((windows, frames), bool), np.zeros(windows, bool), np.arange(windows)
     fields: dict[str, np.ndarray] = {
         "v": v, "a": a, "v_valid": everything, "a_valid": everything, "speech": everything, "v_origin": origin, "a_origin": origin,
-        "picture": number, "sound": number, "picture_fake": nothing, "sound_fake": nothing, "true_lag": number * 0,
+        "picture": number, "sound": number, "picture_fake": nothing, "sound_fake": nothing, "mismatched": nothing, "true_lag": number * 0,
         "cross": np.zeros((0, 3), np.int64), "logits": np.zeros((3, windows)),
     }  # fmt: skip
     return Case(**{**fields, **changes}).batch()

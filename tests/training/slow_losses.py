@@ -30,6 +30,7 @@ class Case:
     sound: Ints  # (P,)
     picture_fake: Bools  # (P,)
     sound_fake: Bools  # (P,)
+    mismatched: Bools  # (P,)
     true_lag: Ints  # (P,)
     cross: Ints  # (C, 3)
     logits: Floats  # (3, P): visual, audio, fused
@@ -49,6 +50,7 @@ class Case:
             sound=torch.tensor(self.sound),
             picture_fake=torch.tensor(self.picture_fake),
             sound_fake=torch.tensor(self.sound_fake),
+            mismatched=torch.tensor(self.mismatched),
             true_lag=torch.tensor(self.true_lag),
             cross=torch.tensor(self.cross),
         )
@@ -65,7 +67,7 @@ def slow_losses(case: Case, config: LossConfig, *, tau: float, max_lag: int) -> 
     """Every term before its weight, switched off or not, and the weighted total."""
     frames = case.v.shape[1]
     pairs = [(int(p), int(q)) for p, q in zip(case.picture, case.sound, strict=True)]
-    real = [not case.picture_fake[n] and not case.sound_fake[n] for n in range(len(pairs))]
+    real = [not case.picture_fake[n] and not case.sound_fake[n] and not case.mismatched[n] for n in range(len(pairs))]
 
     def similarity(p: int, i: int, q: int, j: int) -> float:
         return float(sum(float(x) * float(y) for x, y in zip(case.v[p, i], case.a[q, j], strict=True)))
@@ -83,18 +85,18 @@ def slow_losses(case: Case, config: LossConfig, *, tau: float, max_lag: int) -> 
         return [i for i in range(frames) if case.v_valid[p, i] and case.a_valid[q, i]]
 
     terms: dict[str, float] = {}
-    labels = [case.picture_fake, case.sound_fake, case.picture_fake | case.sound_fake]
+    labels = [case.picture_fake, case.sound_fake, ~np.array(real)]
     for head, name in enumerate(("bce_visual", "bce_audio", "bce_fused")):
         costs = []
         for n, (p, q) in enumerate(pairs):
-            if common_frames(p, q):
+            if common_frames(p, q) and (name == "bce_fused" or not case.mismatched[n]):
                 p_fake = 1.0 / (1.0 + math.exp(-case.logits[head, n]))
                 costs.append(-math.log(p_fake) if labels[head][n] else -math.log(1.0 - p_fake))
         terms[name] = average(costs)
 
     terms["match_real"] = average([1.0 - s for n, (p, q) in enumerate(pairs) if real[n] for s in frame_pairs(p, q, 0, spoken=True)])
     terms["match_fake"] = average(
-        [max(0.0, s - config.margin) for n, (p, q) in enumerate(pairs) if not real[n] for s in frame_pairs(p, q, 0, spoken=False)]
+        [max(0.0, s - config.margin) for n, (p, q) in enumerate(pairs) if not (real[n] or case.mismatched[n]) for s in frame_pairs(p, q, 0, spoken=False)]
     )
     terms["match_cross"] = average([max(0.0, s - config.margin) for p, q, lag in case.cross for s in frame_pairs(p, q, lag, spoken=False)])
 
@@ -172,6 +174,7 @@ def random_case(seed: int, *, pictures: int, sounds: int, pairs: int, frames: in
         sound=generator.integers(0, sounds, pairs),
         picture_fake=generator.random(pairs) < 0.3,
         sound_fake=generator.random(pairs) < 0.3,
+        mismatched=generator.random(pairs) < 0.15,
         true_lag=np.where(generator.random(pairs) < 0.7, lags, 1_000_000),
         cross=np.stack(
             [generator.integers(0, pictures, crosses), generator.integers(0, sounds, crosses), generator.integers(-frames, frames + 1, crosses)],

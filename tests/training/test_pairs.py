@@ -31,7 +31,7 @@ def test_sound_variants_of_pictures_encoded_once_equal_pictures_encoded_for_each
         sounds = stream(a.flatten(0, 1), [0, 2, 3, 1, 4, 5])
         fake = torch.tensor([False, True, True] * 2)
         return PairedWindows(
-            pictures=pictures, sounds=sounds, speech=sounds.valid, picture=picture, sound=sound, picture_fake=fake, sound_fake=torch.zeros_like(fake),
+            pictures=pictures, sounds=sounds, speech=sounds.valid, picture=picture, sound=sound, picture_fake=fake, sound_fake=torch.zeros_like(fake), mismatched=torch.zeros_like(fake),
             true_lag=torch.where(fake, NO_LAG, 0),
         )  # fmt: skip
 

@@ -1,14 +1,13 @@
 """From a checkpoint, or random weights, to a bundle. Importing this needs no torch; calling it does."""
 
-import importlib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from dissonance.bundle import Bundle, BundleSpec, CropSpec, MelSpec, check_destination, write_bundle
+from dissonance.bundle import Bundle, BundleSpec, CalibrationSpec, CropSpec, MelSpec, ModalityCase, check_destination, write_bundle
 from dissonance.config import load_preset
-from dissonance.errors import UsageError, missing_extra
+from dissonance.errors import UsageError, require_extra
 
 if TYPE_CHECKING:
     from dissonance.model.checkpoint import Checkpoint
@@ -38,7 +37,7 @@ def export_bundle(
     if random_weights and preset is None:
         raise UsageError("Random weights of which model? Give --preset (demo, base, large, or a .yaml file).")
     check_destination(out, overwrite=overwrite)
-    _require_modules()
+    require_extra("export", "Exporting a bundle", *_MODULES)
     from dissonance.export.onnx import export_graph, graphs
     from dissonance.export.parity import measure_parity
     from dissonance.model.checkpoint import UNTRAINED, checkpoint_bytes
@@ -62,6 +61,8 @@ def export_bundle(
         mel=MelSpec(bins=config.audio.mel_bins),
         trained=source.trained_on != UNTRAINED,
         trained_on=source.trained_on,
+        training=source.training,
+        calibration={**{case: CalibrationSpec() for case in get_args(ModalityCase)}, **(source.calibration or {})},
         parameters=count_parameters(network),
         parity=parity,
         versions={name: metadata.version(name) for name in ("dissonance", *_MODULES)},
@@ -83,11 +84,3 @@ def _source(checkpoint: Path | None, *, preset: str | None, seed: int) -> "Check
             "Leave --preset out: a checkpoint brings its own configuration."
         )
     return loaded
-
-
-def _require_modules() -> None:
-    for module in _MODULES:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise missing_extra(error.name or module, "export", "Exporting a bundle") from error

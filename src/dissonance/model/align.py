@@ -25,7 +25,13 @@ class Alignment(nn.Module):
 
         Returns v and a, each (windows, T, D): unit rows, zero where masked.
         """
-        padding = ~mask[:, :, None]
-        v = F.normalize(self.visual_norm(self.visual_proj(visual)), dim=-1)
-        a = F.normalize(self.audio_norm(self.audio_proj(audio.reshape(audio.shape[0], -1, 2 * audio.shape[2]))), dim=-1)
-        return v.masked_fill(padding, 0.0), a.masked_fill(padding, 0.0)
+        return self.picture(visual, mask), self.sound(audio, mask)
+
+    def picture(self, visual: Tensor, mask: Tensor) -> Tensor:
+        """`visual` (windows, T, Fv), `mask` (windows, T) bool -> v (windows, T, D)."""
+        return F.normalize(self.visual_norm(self.visual_proj(visual)), dim=-1).masked_fill(~mask[:, :, None], 0.0)
+
+    def sound(self, audio: Tensor, mask: Tensor) -> Tensor:
+        """`audio` (windows, 2T, Fa), `mask` (windows, T) bool -> a (windows, T, D)."""
+        tokens = audio.reshape(audio.shape[0], -1, 2 * audio.shape[2])
+        return F.normalize(self.audio_norm(self.audio_proj(tokens)), dim=-1).masked_fill(~mask[:, :, None], 0.0)

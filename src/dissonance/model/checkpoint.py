@@ -5,21 +5,23 @@ the same bytes. A bundle's weights.safetensors is such a file too.
 """
 
 import json
-import os
-import uuid
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from dissonance.bundle import CalibrationSpec, ModalityCase
 from dissonance.config import ModelConfig, parse_config
 from dissonance.errors import CheckpointError, ConfigError
 from dissonance.model.network import AudioVisualNetwork, build_network
-from dissonance.model.tensors import WEIGHTS, load_into, read_tensors, refuse_pickle
+from dissonance.model.tensors import WEIGHTS, load_into, read_tensors, refuse_pickle, write_whole
 
 METADATA_KEY = "dissonance"
+_CALIBRATION = TypeAdapter(dict[ModalityCase, CalibrationSpec])
 UNTRAINED = "nothing (random weights)"
 
 
@@ -29,35 +31,42 @@ class Checkpoint:
 
     network: AudioVisualNetwork
     trained_on: str  # UNTRAINED, "synthetic", or the data set's name
+    training: dict[str, Any] | None = None  # the run's whole configuration
+    calibration: dict[ModalityCase, CalibrationSpec] | None = None  # of the cases that were calibrated
 
 
-def checkpoint_bytes(network: AudioVisualNetwork, *, trained_on: str) -> bytes:
+def checkpoint_bytes(
+    network: AudioVisualNetwork,
+    *,
+    trained_on: str,
+    training: Mapping[str, Any] | None = None,
+    calibration: Mapping[ModalityCase, CalibrationSpec] | None = None,
+) -> bytes:
     """The safetensors file of a network: the same bytes for the same weights."""
-    document = {"config": network.config.model_dump(mode="json"), "trained_on": trained_on}
+    document: dict[str, Any] = {"config": network.config.model_dump(mode="json"), "trained_on": trained_on}
+    if training is not None:
+        document["training"] = dict(training)
+    if calibration is not None:
+        document["calibration"] = {case: spec.model_dump(mode="json") for case, spec in calibration.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     data: bytes = save(tensors, {METADATA_KEY: json.dumps(document, sort_keys=True)})
     return data
 
 
-def save_checkpoint(network: AudioVisualNetwork, path: Path, *, trained_on: str) -> Path:
+def save_checkpoint(
+    network: AudioVisualNetwork,
+    path: Path,
+    *,
+    trained_on: str,
+    training: Mapping[str, Any] | None = None,
+    calibration: Mapping[ModalityCase, CalibrationSpec] | None = None,
+) -> Path:
     """Write a checkpoint: to `path` where it ends in .safetensors, to `path`/model.safetensors otherwise. It is whole or not there.
 
-    Returns the file. Raises CheckpointError where it cannot be written.
+    `training` is the configuration of the run that made it. Returns the file. Raises CheckpointError where it cannot be written.
     """
     file = path if path.suffix == ".safetensors" else path / WEIGHTS
-    staging = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with staging.open("wb") as stream:
-            stream.write(checkpoint_bytes(network, trained_on=trained_on))
-            stream.flush()
-            os.fsync(stream.fileno())
-        staging.rename(file)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write checkpoint '{file}': {error.strerror or error}. Free some space or choose another place.") from error
-    finally:
-        with suppress(OSError):
-            staging.unlink()
+    write_whole(file, checkpoint_bytes(network, trained_on=trained_on, training=training, calibration=calibration))
     return file
 
 
@@ -74,8 +83,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         document = json.loads(metadata[METADATA_KEY])
         trained_on = document["trained_on"]
         config = parse_config(ModelConfig, document["config"], origin=f"inside '{file}'")
+        training, calibration = document.get("training"), document.get("calibration")
+        calibrated = None if calibration is None else _CALIBRATION.validate_python(calibration)
     except ConfigError as error:
         raise CheckpointError(f"Checkpoint '{file}' was written by another release. {error}") from error
+    except ValidationError as error:
+        raise CheckpointError(f"Checkpoint '{file}' has a calibration that cannot be: {error}. Train or calibrate it again.") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"'{file}' is not a checkpoint of this network: its metadata has no '{METADATA_KEY}' entry with config and trained_on. "
@@ -83,6 +96,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
     if not isinstance(trained_on, str) or not trained_on:
         raise CheckpointError(f"Checkpoint '{file}': trained_on is {trained_on!r}, not the name of what it was trained on.")
+    if training is not None and not isinstance(training, dict):
+        raise CheckpointError(f"Checkpoint '{file}': training is {type(training).__name__}, not a configuration.")
     network = build_network(config, seed=0)
     load_into(network, read_tensors([file]), origin=str(file))
-    return Checkpoint(network=network.eval(), trained_on=trained_on)
+    return Checkpoint(network=network.eval(), trained_on=trained_on, training=training, calibration=calibrated)

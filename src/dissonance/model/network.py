@@ -19,6 +19,7 @@ _GROUPS = (
     ("head.fusion.", "fusion"),
     ("head.tail.", "heads"),
 )
+PAPER_TRAINS = "(the paper: about 4.4 million, reported second-hand)"
 
 
 class AudioVisualNetwork(nn.Module):
@@ -70,11 +71,13 @@ def count_parameters(network: AudioVisualNetwork) -> dict[str, int]:
 
 
 def parameter_table(network: AudioVisualNetwork) -> str:
-    """`count_parameters` as lines to print: group, count, trained or frozen."""
+    """`count_parameters` as lines to print: group, count, trained or frozen; beside a frozen backbone what the paper is said to train."""
     counts = count_parameters(network)
     trained = {parameter_group(name) for name, parameter in network.named_parameters() if parameter.requires_grad}
     lines = []
     for group, count in counts.items():
-        note = "" if group in ("trainable", "total") else "trained" if group in trained else "frozen" if count else "none"
+        note = "" if group == "total" else "trained" if group in trained else "frozen" if count else "none"
+        if group == "trainable":
+            note = PAPER_TRAINS if counts["trainable"] < counts["total"] else ""
         lines.append(f"{group.replace('_', ' '):<16} {count:>13,}  {note}".rstrip())
     return "\n".join(lines)

@@ -1,7 +1,10 @@
 """Weights on disk: safetensors only. A pickle can run code when it is opened, so none is ever opened."""
 
 import json
+import os
+import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +86,20 @@ def load_into(module: nn.Module, tensors: dict[str, Tensor], *, origin: str, kee
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"Checkpoint '{origin}' is damaged: {name} holds NaN or infinity. Get or train it again.")
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in tensors.items()}, strict=False)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a checkpoint's file: beside its place, synced, then renamed, so it is whole or not there. Raises CheckpointError."""
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staging.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        staging.rename(path)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write checkpoint '{path}': {error.strerror or error}. Free some space or choose another place.") from error
+    finally:
+        with suppress(OSError):
+            staging.unlink()

@@ -12,16 +12,15 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from dissonance.errors import UsageError
-from dissonance.synth.clip import render_clip
-from dissonance.synth.config import RATES, Compression, Forgery, Renderer, SynthConfig
+from dissonance.synth.config import Compression, Forgery, Renderer, SynthConfig
+from dissonance.synth.drawing import draw_clips
 from dissonance.synth.identity import SPLIT_OF_RACE, Gender, Race, Split, gender_of, race_of
-from dissonance.synth.mux import write_clip
 from dissonance.synth.plan import ClipPlan, plan_clip
 
 META_DATA = "meta_data.csv"
@@ -113,25 +112,34 @@ def describe(plan: ClipPlan) -> ClipRow:
     )
 
 
-def generate(out: Path, *, count: int, seed: int, config: SynthConfig | None = None, overwrite: bool = False) -> Iterator[ClipRow]:
+def generate(
+    out: Path, *, count: int, seed: int, config: SynthConfig | None = None, overwrite: bool = False, workers: int = 1
+) -> Generator[ClipRow, None, None]:
     """Make `count` clips in the folder `out`, and yield the row of each once its file is there. Exhaust it: meta_data.csv comes last, at once.
 
-    `overwrite` replaces an earlier synthetic data set in `out`, and nothing else. Raises UsageError at once for wrong arguments and
-    where `out` holds something, and later where it cannot be written.
+    `overwrite` replaces an earlier synthetic data set in `out`, and nothing else. `workers` processes draw, with more than 1 beside this one (a
+    script that asks for them needs `if __name__ == "__main__":`), and change neither the files nor their order; closing the iterator ends them.
+
+    Raises UsageError at once for wrong arguments and where `out` holds something, and later where it cannot be written; EnvironmentMissingError
+    where a process cannot start or is killed.
     """
     config = config or SynthConfig()
     if count < 1:
         raise UsageError(f"Invalid count ({count}). Supported values are whole numbers from 1 up.")
+    if workers < 1:
+        raise UsageError(f"Invalid workers ({workers}). Supported values are whole numbers from 1 up.")
     plan_clip(seed, 0, config)
     try:
         _clear(out, overwrite=overwrite)
     except OSError as error:
         raise UsageError(f"Cannot write '{out}': {error.strerror or error}. Choose another folder.") from error
-    return _generate(out, count, seed, config)
+    return _generate(out, count, seed, config, min(workers, count))
 
 
-def _generate(out: Path, count: int, seed: int, config: SynthConfig) -> Iterator[ClipRow]:
+def _generate(out: Path, count: int, seed: int, config: SynthConfig, workers: int) -> Generator[ClipRow, None, None]:
     unfinished = out / f".{META_DATA}.partial"
+    plans = (plan_clip(seed, index, config) for index in range(count))
+    drawn = draw_clips(plans, lambda plan: out / describe(plan).file, config, workers=workers)
     try:
         manifest = {"generator": "dissonance synth", "count": count, "seed": seed, "config": config.model_dump(mode="json")}
         out.mkdir(parents=True, exist_ok=True)
@@ -139,10 +147,7 @@ def _generate(out: Path, count: int, seed: int, config: SynthConfig) -> Iterator
         with unfinished.open("w", newline="", encoding="utf-8") as stream:
             lines = csv.writer(stream, lineterminator="\n")
             lines.writerow(COLUMNS)
-            for index in range(count):
-                plan = plan_clip(seed, index, config)
-                row = describe(plan)
-                _write(out / row.file, plan, config)
+            for row in map(describe, drawn):
                 lines.writerow(row.cells())
                 yield row
             stream.flush()
@@ -150,17 +155,8 @@ def _generate(out: Path, count: int, seed: int, config: SynthConfig) -> Iterator
         unfinished.replace(out / META_DATA)
     except OSError as error:
         raise UsageError(f"Cannot write '{out}': {error.strerror or error}. Free some space, or choose another folder.") from error
-
-
-def _write(path: Path, plan: ClipPlan, config: SynthConfig) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    clip = render_clip(plan, config)
-    try:
-        write_clip(partial, clip.frames, clip.samples, sample_rate_hz=config.sample_rate_hz, **RATES[plan.compression]._asdict())
-        partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        drawn.close()
 
 
 def _name(number: int) -> str:

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from dissonance.bundle import BundleSpec, CropSpec, MelSpec
 from dissonance.config import LimitsConfig, ModelConfig, ScanConfig, SpeechConfig
 from dissonance.engine.media.audio import SoundReader
-from dissonance.engine.media.clip import MEL_FRAMES, SOUND_ALONE, ClipSummary, Window
+from dissonance.engine.media.clip import SOUND_ALONE, ClipSummary, Window
 from dissonance.engine.media.detect import make_detector
-from dissonance.engine.media.log_mel import SILENCE
 from dissonance.engine.media.probe import probe
 from dissonance.engine.media.sound import SoundTrack
 from dissonance.engine.scan.messages import Crashed, Failed, Opened, Task
@@ -41,7 +40,6 @@ LONGEST_S = 300.0  # a clip is held in memory whole; longer ones are skipped
 _NO_CLIP = frozenset({"no_face", "no_sound", "too_short"})  # said of a content, once and for all; anything else is tried again
 _MAX_TRIES = 2
 _POLL_S = 1.0
-_EVERYTHING = 1 << 40  # frames: more than a clip has
 
 Outcome = Literal["cached", "known", "skipped"]
 
@@ -163,21 +161,12 @@ class ClipCache:
         return clip
 
 
-class _WholeSound(SoundTrack):
-    """The sound as `read_clip` reads it, in the same portions, but kept from the first frame to the last and given out before the normalisation."""
-
-    def everything(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        self.finish()
-        frames = self._speech.end
-        return self._mel.take(0, MEL_FRAMES * frames, missing=SILENCE), self._speech.take(0, frames, missing=False)
-
-
 def read_sound(
     path: Path, *, origin_s: float, mel: MelSpec, speech: SpeechConfig, limits: LimitsConfig
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Log-mel (4 F, bins), log10 and not normalised, and speech (F,), from the grid's frame 0 to the sound's end. Raises MediaError."""
     reader = SoundReader(path, probe(path, limits=limits), origin_s=origin_s)
-    return _WholeSound(reader, mel=mel, speech=speech, history_frames=_EVERYTHING).everything()
+    return SoundTrack(reader, mel=mel, speech=speech).whole()
 
 
 def join_windows(windows: Sequence[Window]) -> Iterator[Track]:

@@ -114,9 +114,9 @@ class MultiTaskLoss(nn.Module):
     def forward(self, batch: PairedWindows, logits: Logits = NO_LOGITS) -> LossTerms:
         """All terms. A pair, a window or a frame counts in a term only if it is a member of it:
 
-        - BCE: pairs with a valid frame in both streams.
-        - match_real: speech-active valid frames of real pairs, each frame one vote. match_fake: valid frames of the other pairs. match_cross: valid
-          frames of `batch.cross` (0 where that is None).
+        - BCE: pairs with a valid frame in both streams; of the visual and the audio head those that are not `mismatched`.
+        - match_real: speech-active valid frames of real pairs, each frame one vote. match_fake: valid frames of pairs that hold a fake and are
+          not `mismatched`. match_cross: valid frames of `batch.cross` (0 where that is None).
         - contrast: see `info_nce` and `lag_cross_entropy`.
         """
         weights = self.config.weights
@@ -124,11 +124,11 @@ class MultiTaskLoss(nn.Module):
             visual, audio = _widened(batch.pictures.features), _widened(batch.sounds.features)
             matched = _matched(visual, audio, batch)
             calls: dict[str, Callable[[], Tensor]] = {
-                "bce_visual": lambda: _bce(logits.visual, batch.picture_fake, batch),
-                "bce_audio": lambda: _bce(logits.audio, batch.sound_fake, batch),
-                "bce_fused": lambda: _bce(logits.fused, ~batch.real, batch),
+                "bce_visual": lambda: _bce(logits.visual, batch.picture_fake, ~batch.mismatched, batch),
+                "bce_audio": lambda: _bce(logits.audio, batch.sound_fake, ~batch.mismatched, batch),
+                "bce_fused": lambda: _bce(logits.fused, ~batch.real, torch.ones_like(batch.real), batch),
                 "match_real": lambda: mean_of(1.0 - matched, batch.spoken & batch.real[:, None]),
-                "match_fake": lambda: mean_of(torch.relu(matched - self.config.margin), batch.valid & ~batch.real[:, None]),
+                "match_fake": lambda: mean_of(torch.relu(matched - self.config.margin), batch.valid & ~(batch.real | batch.mismatched)[:, None]),
                 "match_cross": lambda: _cross(visual, audio, batch, margin=self.config.margin),
                 "contrast_windows": lambda: info_nce(batch, visual, audio, self.tau, negatives=self.config.negatives),
                 "contrast_lag": lambda: lag_cross_entropy(batch, visual, audio, self.tau, max_lag=self.max_lag),
@@ -142,13 +142,13 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _bce(logits: Tensor | None, fake: Tensor, batch: PairedWindows) -> Tensor:
-    """Binary cross-entropy of `logits` (P,) with the label `fake` (P,) bool."""
+def _bce(logits: Tensor | None, fake: Tensor, asked: Tensor, batch: PairedWindows) -> Tensor:
+    """Binary cross-entropy of `logits` (P,) with the label `fake` (P,) bool, over the pairs `asked` (P,) bool."""
     if logits is None:
         return batch.pictures.features.new_zeros((), dtype=torch.float32)
     if logits.shape != fake.shape:
         raise ValueError(f"logits have shape {tuple(logits.shape)}, not one for each of the {len(fake)} pairs")
-    member = batch.valid.any(dim=1)
+    member = asked & batch.valid.any(dim=1)
     wide = _widened(logits).masked_fill(~member, 0.0)
     return mean_of(binary_cross_entropy_with_logits(wide, fake.to(wide.dtype), reduction="none"), member)
 

@@ -38,7 +38,11 @@ class StreamWindows:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedWindows:
-    """P pairs of the pictures (V, T, D) and the sounds (A, T, D), with their labels. A pair with both labels False is real, hence in sync."""
+    """P pairs of the pictures (V, T, D) and the sounds (A, T, D), with their labels. A pair with all three False is real, hence in sync.
+
+    Mismatches of real windows, made while training, are timing forgeries without an artefact. There are two kinds: a pair that is `mismatched` is put
+    to the fused head, and to no other, as a forgery; `cross` is cheaper, for the match alone.
+    """
 
     pictures: StreamWindows
     sounds: StreamWindows
@@ -47,6 +51,7 @@ class PairedWindows:
     sound: Tensor  # (P,) int64: which sound
     picture_fake: Tensor  # (P,) bool
     sound_fake: Tensor  # (P,) bool
+    mismatched: Tensor  # (P,) bool: put together from different moments: neither may be fake, but they do not belong together
     true_lag: Tensor  # (P,) int64 frames, above 0: the sound comes later; 0 where in sync, NO_LAG where there is none
     cross: Tensor | None = None  # (C, 3) int64: picture, sound and shift d of mismatches made from real windows: frame i meets i + d
 
@@ -56,15 +61,15 @@ class PairedWindows:
                 f"pictures {tuple(self.pictures.features.shape)} and sounds {tuple(self.sounds.features.shape)} differ in frames or width"
             )
         _require("speech", self.speech, tuple(self.sounds.valid.shape))
-        for name in ("picture", "sound", "picture_fake", "sound_fake", "true_lag"):
+        for name in ("picture", "sound", "picture_fake", "sound_fake", "mismatched", "true_lag"):
             _require(name, getattr(self, name), (self.picture.shape[0],))
         if self.cross is not None:
             _require("cross", self.cross, (self.cross.shape[0], 3))
 
     @property
     def real(self) -> Tensor:
-        """(P,) bool: both modalities are real."""
-        return ~(self.picture_fake | self.sound_fake)
+        """(P,) bool: both modalities are real, and belong together."""
+        return ~(self.picture_fake | self.sound_fake | self.mismatched)
 
     @property
     def valid(self) -> Tensor:

@@ -137,6 +137,28 @@ def test_the_summary() -> None:
     assert track_of(SOUND[:0]).finish().speech_fraction == 0.0
 
 
+def test_the_whole_sound_holds_what_windows_are_cut_from() -> None:
+    """Two minutes, twice what is kept otherwise: normalised by Whisper's peak rule, any stretch of it is what a request there gets."""
+    sound = np.tile(SOUND, 12)
+    log_mel, speech = track_of(sound).whole()
+    assert log_mel.shape == (4 * len(speech), 80)
+    assert log_mel.dtype == np.float32
+    assert speech.sum() / len(speech) == track_of(sound).finish().speech_fraction
+    assert len(speech) / 25 == pytest.approx(120.0)
+    for first in (0, 77, len(speech) - 32):
+        raw = log_mel[4 * first : 4 * (first + 32)].T
+        requested = track_of(sound, history_frames=3000)
+        np.testing.assert_array_equal((np.maximum(raw, raw.max() - 8) + 4) / 4, requested.mel(first, 32))
+        np.testing.assert_array_equal(speech[first : first + 32], requested.speech(first, 32))
+
+
+def test_the_whole_sound_is_asked_for_first_or_not_at_all() -> None:
+    track = track_of(SOUND)
+    track.speech(0, 1)
+    with pytest.raises(ValueError, match="comes first"):
+        track.whole()
+
+
 def test_trouble_of_the_reader_comes_through(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mkv", sound=tone(1.0), sound_codec="flac")
     info = probe(path)

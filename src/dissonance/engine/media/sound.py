@@ -14,6 +14,7 @@ from dissonance.engine.media.speech import SpeechActivity
 
 MEL_FRAMES = 4  # a video frame
 _PULL_SAMPLES = SAMPLE_RATE_HZ  # analysed together
+_EVERYTHING = 1 << 40  # frames: more than any sound has
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,18 @@ class SoundTrack:
             self._pull()
         self._asked = max(self._asked, self._speech.end)
         return SoundSummary(duration_s=self._samples / SAMPLE_RATE_HZ, speech_fraction=self._speaking / max(1, self._speech.end))
+
+    def whole(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """All of it at once: log-mel (4 F, bins), log10 and not normalised, and speech (F,), from frame 0 to the sound's end.
+
+        Raises ValueError, a bug of the caller, where something was asked for before.
+        """
+        if self._ended or self._asked or self._samples:
+            raise ValueError("whole() comes first: what was asked for before it may be gone")
+        self._history = _EVERYTHING
+        self.finish()
+        frames = self._speech.end
+        return self._mel.take(0, MEL_FRAMES * frames, missing=SILENCE), self._speech.take(0, frames, missing=False)
 
     def _request(self, first_frame: int, frames: int) -> tuple[int, int]:
         if first_frame < 0 or frames < 1:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissonance.bundle import Bundle, BundleSpec, CalibrationSpec, ModalityCase
-from dissonance.config import ScanConfig
+from dissonance.config import ScanConfig, SpeechConfig
 from dissonance.engine.media.clip import ClipSummary
 from dissonance.engine.scan.channel import ProtocolError
 from dissonance.engine.scan.messages import Opened
@@ -22,6 +22,7 @@ from dissonance.engine.scan.rows import FILES, Row
 from dissonance.engine.scan.scoring import WindowScore
 
 ABSTENTIONS = frozenset({"no_face", "no_face_and_no_sound", "no_speech", "too_short"})
+_HEADS: tuple[ModalityCase, ...] = ("v", "a")  # those of a single modality
 
 
 def probability(logit: float, calibration: CalibrationSpec) -> float:
@@ -136,6 +137,41 @@ class TrackScores:
 
 
 @dataclass(frozen=True)
+class Aggregate:
+    """A file's logits: `logits[case]` judges it; the single heads that the case has are beside it, each the largest over all tracks."""
+
+    case: ModalityCase
+    speakers: tuple[TrackScores, ...]  # where the case is av: tracks whose mouth moves while somebody speaks
+    decisive: TrackScores  # the track that gave `logits[case]`
+    logits: dict[ModalityCase, float]
+
+    @property
+    def match_similarity(self) -> float | None:
+        """Of the decisive track; None where picture and sound are not judged together."""
+        return self.decisive.match_similarity if self.case == "av" else None
+
+    @property
+    def best_lag(self) -> int | None:
+        """Of the decisive track, in frames; None where picture and sound are not judged together."""
+        return self.decisive.best_lag if self.case == "av" else None
+
+
+def aggregate(tracks: Sequence[TrackScores], case: ModalityCase, *, top_fraction: float, speech: SpeechConfig) -> Aggregate:
+    """The maximum over the tracks that speak, or over all where none does. Raises ProtocolError where no window has a finite logit of the case."""
+    speakers = tuple(track for track in tracks if case == "av" and track.speaks(min_speaking_fraction=speech.min_speaking_fraction))
+    judged = [(logit, track) for track in speakers or tracks if (logit := track.logit(case, top_fraction)) is not None]
+    if not judged or not all(math.isfinite(logit) for logit, _ in judged):
+        raise ProtocolError(f"nothing in its windows bears out its modalities '{case}'")
+    logit, decisive = max(judged, key=lambda pair: pair[0])
+    heads = {head: largest for head in _HEADS if head in case and (largest := _largest(head, tracks, top_fraction)) is not None}
+    return Aggregate(case, speakers, decisive, {**heads, case: logit})
+
+
+def _largest(head: ModalityCase, tracks: Sequence[TrackScores], top_fraction: float) -> float | None:
+    return max((logit for track in tracks if (logit := track.logit(head, top_fraction)) is not None), default=None)
+
+
+@dataclass(frozen=True)
 class FileVerdict:
     """Everything the sink writes of one input."""
 
@@ -222,40 +258,33 @@ class VerdictBuilder:
 
     def _verdict(self, case: ModalityCase, elapsed_s: float) -> FileVerdict:
         calibration, fraction = self._spec.calibration, self._spec.aggregation.top_fraction
-        speaking = self._scan.speech.min_speaking_fraction
         tracks = [self._tracks[track] for track in sorted(self._tracks)]
-        speakers = [track for track in tracks if case == "av" and track.speaks(min_speaking_fraction=speaking)]
-        logits = {track.track: logit for track in speakers or tracks if (logit := track.logit(case, fraction)) is not None}
-        if not logits or not all(math.isfinite(logit) for logit in logits.values()):
-            raise ProtocolError(f"nothing in its windows bears out its modalities '{case}'")
-        decisive = self._tracks[max(logits, key=lambda track: logits[track])]
-        p_fake = probability(logits[decisive.track], calibration[case])
+        found = aggregate(tracks, case, top_fraction=fraction, speech=self._scan.speech)
+        p = {head: probability(logit, calibration[head]) for head, logit in found.logits.items()}
         self._row.update(
             status="scored",
             reason=None,
-            p_fake=p_fake,
-            label=label_of(p_fake, calibration[case]),
-            p_visual=self._head("v", tracks, case, fraction),
-            p_audio=self._head("a", tracks, case, fraction),
-            match_similarity=decisive.match_similarity if case == "av" else None,
-            best_lag_frames=decisive.best_lag if case == "av" else None,
-            offscreen_voice=(case == "av" and not speakers) if case != "a" else None,
+            p_fake=p[case],
+            label=label_of(p[case], calibration[case]),
+            p_visual=p.get("v"),
+            p_audio=p.get("a"),
+            match_similarity=found.match_similarity,
+            best_lag_frames=found.best_lag,
+            offscreen_voice=(case == "av" and not found.speakers) if case != "a" else None,
             modalities=case,
             tracks=sum(track.track >= 0 for track in tracks),
             windows=sum(len(track.windows) for track in tracks),
             elapsed_s=elapsed_s,
         )
         uri = self._row["uri"]
-        track_rows = [{"uri": uri, **self._track_row(track, case, fraction, speaker=track in speakers)} for track in tracks]
+        track_rows = [{"uri": uri, **self._track_row(track, case, fraction, speaker=track in found.speakers)} for track in tracks]
         window_rows = [{"uri": uri, "track": track.track, **self._window_row(window, case)} for track in tracks for window in track.windows]
         return FileVerdict(self._row, track_rows, window_rows)
 
-    def _head(self, head: ModalityCase, tracks: list[TrackScores], case: ModalityCase, fraction: float) -> float | None:
-        """A single head's probability: the largest over tracks, or None where that modality is not there."""
-        if head not in case:
-            return None
-        logits = [logit for track in tracks if (logit := track.logit(head, fraction)) is not None]
-        return probability(max(logits), self._spec.calibration[head]) if logits else None
+    def _head(self, head: ModalityCase, track: TrackScores, case: ModalityCase, fraction: float) -> float | None:
+        """A single head's probability, or None where that modality is not there."""
+        logit = track.logit(head, fraction) if head in case else None
+        return None if logit is None else probability(logit, self._spec.calibration[head])
 
     def _track_row(self, track: TrackScores, case: ModalityCase, fraction: float, *, speaker: bool) -> dict[str, Any]:
         logit = track.logit(case, fraction)
@@ -266,8 +295,8 @@ class VerdictBuilder:
             "windows": len(track.windows),
             "speaker": speaker if case == "av" else None,
             "p_fake": None if logit is None else probability(logit, self._spec.calibration[case]),
-            "p_visual": self._head("v", [track], case, fraction),
-            "p_audio": self._head("a", [track], case, fraction),
+            "p_visual": self._head("v", track, case, fraction),
+            "p_audio": self._head("a", track, case, fraction),
             "match_similarity": track.match_similarity if case == "av" else None,
             "best_lag_frames": track.best_lag if case == "av" else None,
             "speech_fraction": track.speech_frames / track.frames if track.frames and self._row["speech_fraction"] is not None else None,

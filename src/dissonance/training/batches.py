@@ -1,0 +1,194 @@
+"""From draws to tensors: which window of a clip, which other sounds it is paired with, augmented, loaded ahead of the step that needs it.
+
+A picture is the costly part, so each is encoded once and paired with several sounds: its own, and, if picture and sound are real, sounds of other
+moments of the same clip. Such mismatches are timing forgeries whose picture and sound are those of real clips by construction.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dissonance.config import ModelConfig, SpeechConfig
+from dissonance.training.augment import AugmentConfig, draw_picture_augmentation, draw_sound_augmentation
+from dissonance.training.cached_clip import CachedClip
+from dissonance.training.config import BatchConfig
+from dissonance.training.pairs import NO_LAG, UNKNOWN_ORIGIN
+from dissonance.training.sampling import BalancedSampler, Draw
+
+_OPEN_CLIPS = 4096  # mapped files kept open; more would run into the system's limit
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One draw: a picture window, its own sound, and sounds of other moments.
+
+    crops: (T, S, S, 3) uint8. mel: (1 + M, bins, 4T) float32. speech: (1 + M, T) bool. mask: (T,) bool. starts: (1 + M,) first frames, own first.
+    """
+
+    draw: Draw
+    crops: NDArray[np.uint8]
+    mel: NDArray[np.float32]
+    speech: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pictures, A sounds, P = A pairs: sound k goes with picture `picture`[k], the B own sounds first.
+
+    pixels: (B, T, S, S, 3) uint8. mel: (A, bins, 4T) float32. mask: (B, T) bool, of a picture and of all its sounds. speech: (A, T) bool.
+    picture, true_lag, clip, identity, sound_start: (A,) int64; picture_start: (B,) int64; picture_fake, sound_fake, mismatched: (A,) bool.
+    """
+
+    pixels: Tensor
+    mel: Tensor
+    mask: Tensor
+    speech: Tensor
+    picture: Tensor
+    picture_fake: Tensor
+    sound_fake: Tensor
+    mismatched: Tensor
+    true_lag: Tensor
+    clip: Tensor
+    identity: Tensor
+    picture_start: Tensor
+    sound_start: Tensor
+
+    @property
+    def windows(self) -> int:
+        """B."""
+        return self.pixels.shape[0]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+class SampleLoader:
+    """Cuts samples out of cached clips. A sample depends on its draw and the settings alone."""
+
+    def __init__(
+        self,
+        open_clip: Callable[[str], CachedClip],
+        *,
+        model: ModelConfig,
+        speech: SpeechConfig,
+        batch: BatchConfig,
+        augment: AugmentConfig,
+        trim_leading_silence: bool = False,
+    ) -> None:
+        """`open_clip` gives the cached clip of a uri."""
+        self._open_clip = open_clip
+        self._frames = model.frames
+        self._speech = speech
+        self._batch = batch
+        self._augment = augment
+        self._trim = trim_leading_silence
+        self._clips: OrderedDict[str, CachedClip] = OrderedDict()
+
+    def load(self, draw: Draw) -> Sample:
+        """One sample. Where several mouths speak, or none, any of the tracks may be taken: nobody says which one a label means."""
+        generator = draw.generator()
+        clip = self._clip(draw.clip.uri)
+        tracks = range(len(clip.tracks))
+        speaking = [track for track in tracks if clip.speaks(track, self._speech)]
+        track = int(generator.choice(speaking or list(tracks)))
+        found = clip.tracks[track]
+        valid = min(self._frames, found.frames)
+        first = int(generator.integers(found.first_frame, found.end_frame - valid + 1))
+        window = clip.window(track, first, frames=self._frames)
+        sounds = [(first, window.mel, window.speech)]
+        for start in self._other_moments(clip, first, valid, generator) if not draw.clip.fake else []:
+            mel, speech = clip.sound(start, valid)
+            padding = self._frames - valid
+            sounds.append((start, np.pad(mel, ((0, 0), (0, window.mel.shape[1] - mel.shape[1]))), np.pad(speech, (0, padding))))
+        picture_change = draw_picture_augmentation(self._augment, generator)
+        sound_change = draw_sound_augmentation(self._augment, generator)
+        return Sample(
+            draw=draw,
+            crops=picture_change(window.crops),
+            mel=np.stack([sound_change(mel, window.mask) for _, mel, _ in sounds]),
+            speech=np.stack([flags for _, _, flags in sounds]),
+            mask=window.mask,
+            starts=np.array([start for start, _, _ in sounds], dtype=np.int64),
+        )
+
+    def _other_moments(self, clip: CachedClip, first: int, valid: int, generator: np.random.Generator) -> list[int]:
+        """Starts of sounds from inside the clip, far enough from `first`; fewer than asked for where the clip is short."""
+        starts = np.arange(clip.begin, clip.sound_frames - valid + 1)
+        starts = starts[np.abs(starts - first) >= self._batch.apart_frames]
+        count = min(self._batch.mismatches, len(starts))
+        return [int(start) for start in generator.choice(starts, count, replace=False)] if count else []
+
+    def _clip(self, uri: str) -> CachedClip:
+        if uri not in self._clips:
+            clip = self._open_clip(uri)
+            trimmed = clip.trimmed() if self._trim else clip
+            self._clips[uri] = trimmed if trimmed.tracks else clip  # somebody whose face goes before the first word keeps the silence
+            if len(self._clips) > _OPEN_CLIPS:
+                self._clips.popitem(last=False)
+        return self._clips[uri]
+
+
+class Names:
+    """Numbers for texts: the same text, the same number."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._numbers = {text: number for number, text in enumerate(sorted(set(texts)))}
+
+    def __getitem__(self, text: str) -> int:
+        return self._numbers[text]
+
+
+def collate(samples: Sequence[Sample], *, clips: Names, identities: Names) -> Batch:
+    """Samples as one batch.
+
+    Streams of a fake come from nobody knows which recording (a re-lipped clip keeps a real one's sound), so they are nobody's negatives.
+    """
+    pairs = [(number, 0) for number in range(len(samples))]
+    pairs += [(number, place) for number, sample in enumerate(samples) for place in range(1, len(sample.starts))]
+    of_pair = [samples[number].draw.clip for number, _ in pairs]
+    return Batch(
+        pixels=torch.from_numpy(np.stack([sample.crops for sample in samples])),
+        mel=torch.from_numpy(np.stack([samples[number].mel[place] for number, place in pairs])),
+        mask=torch.from_numpy(np.stack([sample.mask for sample in samples])),
+        speech=torch.from_numpy(np.stack([samples[number].speech[place] for number, place in pairs])),
+        picture=torch.tensor([number for number, _ in pairs]),
+        picture_fake=torch.tensor([clip.picture_fake for clip in of_pair]),
+        sound_fake=torch.tensor([clip.sound_fake for clip in of_pair]),
+        mismatched=torch.tensor([place > 0 for _, place in pairs]),
+        true_lag=torch.tensor([NO_LAG if place or clip.fake else 0 for clip, (_, place) in zip(of_pair, pairs, strict=True)]),
+        clip=torch.tensor([UNKNOWN_ORIGIN if clip.fake else clips[clip.uri] for clip in of_pair]),
+        identity=torch.tensor([identities[clip.identity] for clip in of_pair]),
+        picture_start=torch.tensor([int(sample.starts[0]) for sample in samples]),
+        sound_start=torch.tensor([int(samples[number].starts[place]) for number, place in pairs]),
+    )
+
+
+def batches(sampler: BalancedSampler, loader: SampleLoader, *, windows: int, first_step: int, clips: Names, identities: Names) -> Generator[Batch]:
+    """The batch of `first_step`, of the next step, and so on for ever; each is made while the one before is used. Close it when done."""
+
+    def make(step: int) -> Batch:
+        return collate([loader.load(sampler.draw(step * windows + place)) for place in range(windows)], clips=clips, identities=identities)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
+        ahead = thread.submit(make, first_step)
+        step = first_step
+        while True:
+            ready = ahead.result()
+            step += 1
+            ahead = thread.submit(make, step)
+            yield ready
+
+
+def fingerprint(entries: Mapping[str, str]) -> str:
+    """SHA-256 over which content every clip has: a run resumes on the same only."""
+    return hashlib.sha256("\n".join(f"{uri}\t{key}" for uri, key in sorted(entries.items())).encode("utf-8", "surrogatepass")).hexdigest()

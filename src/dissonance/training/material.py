@@ -1,0 +1,62 @@
+"""The clips of a run: of a data set, or drawn for it."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from dissonance.synth.dataset import MANIFEST, generate
+from dissonance.training.config import DataConfig, SyntheticConfig
+from dissonance.training.datasets import open_dataset
+from dissonance.training.fakeavceleb import META_DATA, read_fakeavceleb
+from dissonance.training.labels import Clip, Skipped, Split
+from dissonance.training.splits import leave_out, split_by_identity
+
+
+class Counted(Protocol):
+    """Passes items on, and shows how many of how many have come."""
+
+    def __call__(self, what: str, total: int, items: Iterable[Any], /) -> Iterator[Any]: ...
+
+
+def find_clips(data: DataConfig, folder: Path, *, seed: int, workers: int, counted: Counted) -> tuple[list[Clip], list[Skipped]]:
+    """Clips to train on and to validate with, and what their data set left out. Synthetic ones are drawn in `folder` by `workers` processes.
+
+    Raises UsageError.
+    """
+    if data.synthetic is not None:
+        train = _drawn(data.synthetic, folder / "train", split="train", workers=workers, counted=counted)
+        validation = _drawn(data.synthetic, folder / "validation", split="validation", workers=workers, counted=counted)
+        return train[0] + validation[0], train[1] + validation[1]
+    assert data.dataset is not None
+    dataset = open_dataset(data.dataset)
+    found = dataset.clips
+    if data.split == "identity":
+        found = split_by_identity(found, seed=seed, validation=data.validation, test=0.0)
+    if data.leave_out:
+        found = leave_out(found, data.leave_out)
+    return [clip for clip in found if clip.split != "test"], list(dataset.skipped)
+
+
+def _drawn(settings: SyntheticConfig, folder: Path, *, split: Split, workers: int, counted: Counted) -> tuple[list[Clip], list[Skipped]]:
+    """One synthetic set, drawn unless it is there already. Its people are its own, whatever their numbers."""
+    training = split == "train"
+    forgeries = settings.train_forgeries if training else settings.clip.forgeries
+    config = settings.clip.model_copy(update={"forgeries": forgeries, "compressions": settings.compressions})
+    count = settings.train_clips if training else settings.validation_clips
+    seed = settings.seed if training else settings.seed + 1
+    if not _is_drawn(folder, {"count": count, "seed": seed, "config": config.model_dump(mode="json")}):
+        rows = generate(folder, count=count, seed=seed, config=config, overwrite=(folder / MANIFEST).is_file(), workers=workers)
+        for _ in counted(f"drawing {split} clips", count, rows):
+            pass
+    dataset = read_fakeavceleb(folder)
+    return [replace(clip, split=split, identity=f"{split}-{clip.identity}") for clip in dataset.clips], list(dataset.skipped)
+
+
+def _is_drawn(folder: Path, wanted: dict[str, Any]) -> bool:
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (folder / META_DATA).is_file() and isinstance(found, dict) and {key: found.get(key) for key in wanted} == wanted

@@ -1,0 +1,198 @@
+"""A training run from its configuration to a calibrated checkpoint: clips, cache, splits, training, calibration.
+
+OUT/config.json          the whole configuration, resolved
+OUT/clips/               synthetic clips, where the configuration asks for them
+OUT/cache/               the clip cache, unless the configuration names another
+OUT/skipped.jsonl        clips that were left out, each with its reason
+OUT/log.jsonl            losses and validations; OUT/tensorboard/ beside it where TensorBoard is installed
+OUT/last.safetensors     what `--resume` goes on from
+OUT/best.safetensors     the weights with the best validation AUC
+OUT/model.safetensors    those weights with their calibration: what `dissonance export OUT` takes. Written last
+OUT/summary.json         what the run came to
+"""
+
+import ctypes
+import json
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from dissonance.config import ModelConfig, load_config, load_preset
+from dissonance.engine.scan.sink import replacing
+from dissonance.errors import OutputError, UsageError
+from dissonance.model.backbone import load_backbones
+from dissonance.model.checkpoint import load_checkpoint, save_checkpoint
+from dissonance.model.network import build_network, parameter_table
+from dissonance.training.batches import SampleLoader, fingerprint
+from dissonance.training.cache import ClipCache, Outcome
+from dissonance.training.cached_clip import CachedClip
+from dissonance.training.calibration import Calibration
+from dissonance.training.config import TrainConfig, trained_on
+from dissonance.training.judge import ClipJudge, halve
+from dissonance.training.material import find_clips
+from dissonance.training.metrics import as_json
+from dissonance.training.splits import check_splits, of_split
+from dissonance.training.trainer import Report, Trainer, choose_device
+
+CHECKPOINT = "model.safetensors"
+
+
+class Console(Report, Protocol):
+    """Is told how a run goes, part by part."""
+
+    def tell(self, line: str) -> None: ...
+    def counted(self, what: str, total: int, items: Iterable[Any], /) -> Iterator[Any]: ...
+    def caching(self, done: int, total: int, uri: str, outcome: Outcome) -> None: ...
+    def training(self, *, first_step: int, steps: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to. figures: of the best weights on the validation clips that selected them."""
+
+    checkpoint: Path
+    trained_on: str
+    steps: int
+    best_step: int
+    figures: dict[str, float | None]
+    calibration: dict[str, Calibration]
+    uncalibrated: dict[str, str]  # why, by case
+    clips: dict[str, int]
+    skipped: dict[str, int]
+
+
+def load_train_config(path: Path) -> TrainConfig:
+    """Read a run's YAML file and resolve its preset. Raises ConfigError."""
+    config = load_config(TrainConfig, path)
+    return config if isinstance(config.model, ModelConfig) else config.model_copy(update={"model": load_preset(config.model)})
+
+
+def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, console: Console) -> RunResult:
+    """Do a run. Raises UsageError, ConfigError, CheckpointError, EnvironmentMissingError or OutputError; interrupted, it can be resumed."""
+    assert isinstance(config.model, ModelConfig)  # resolved
+    out = out.resolve()
+    choose_device(config.device)
+    _prepare(out, config, resume=resume, overwrite=overwrite)
+    _keep_freed_memory()
+    clips, skipped = find_clips(config.data, out / "clips", seed=config.seed, workers=_cores(), counted=console.counted)
+    cache = ClipCache(config.data.cache or out / "cache", model=config.model, scan=config.scan)
+    report = cache.build(clips, workers=_cores(), progress=console.caching)
+    skipped = [*skipped, *report.skipped]
+    _write_lines(out / "skipped.jsonl", [vars(each) for each in skipped])
+    reasons = dict(Counter(each.reason for each in skipped))
+    if reasons:
+        console.tell(f"left out: {', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))} (listed in skipped.jsonl)")
+    clips = [clip for clip in clips if clip.uri in report.entries]
+    check_splits(clips, needed=("train", "validation"))
+
+    selection, calibration_clips = halve(of_split(clips, "validation"), seed=config.seed)
+    counts = {"train": len(of_split(clips, "train")), "selection": len(selection), "calibration": len(calibration_clips)}
+    console.tell("clips: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+    network = build_network(config.model, seed=config.seed)
+    load_backbones(network)
+    scratch = [name for name, part in (("picture", config.model.visual), ("sound", config.model.audio)) if part.backbone is None]
+    if scratch:
+        console.tell(f"no pretrained backbone for {' and '.join(scratch)}: all of it is trained, from random weights")
+    console.tell(parameter_table(network))
+
+    def open_clip(uri: str) -> CachedClip:
+        return cache.open(report.entries[uri])
+
+    judge = ClipJudge(config, open_clip)
+    trainer = Trainer(
+        config,
+        network,
+        clips=of_split(clips, "train"),
+        loader=SampleLoader(
+            open_clip,
+            model=config.model,
+            speech=config.scan.speech,
+            batch=config.batch,
+            augment=config.augment,
+            trim_leading_silence=config.data.trim_leading_silence,
+        ),
+        validation=lambda network: judge.figures(network, selection[: config.validation_clips]),
+        folder=out,
+        data=fingerprint({clip.uri: report.entries[clip.uri] for clip in clips}),
+        trained_on=trained_on(config.data),
+    )
+    if resume and trainer.state_file.is_file():
+        trainer.resume()
+    console.training(first_step=trainer.progress.step, steps=config.steps)
+    progress = trainer.run(console)
+
+    network = load_checkpoint(trainer.best_file).network.to(choose_device(config.device))
+    calibrated, without = judge.calibrate(network, console.counted("calibrating", len(calibration_clips), calibration_clips))
+    for case, why in without.items():
+        console.tell(f"not calibrated: {case}: {why}")
+    specs = {case: found.spec for case, found in calibrated.items()}
+    result = RunResult(
+        checkpoint=save_checkpoint(
+            network, out / CHECKPOINT, trained_on=trained_on(config.data), training=config.model_dump(mode="json"), calibration=specs
+        ),
+        trained_on=trained_on(config.data),
+        steps=progress.step,
+        best_step=progress.best_step,
+        figures=judge.figures(network, selection[: config.validation_clips]),
+        calibration={str(case): found for case, found in calibrated.items()},
+        uncalibrated={str(case): why for case, why in without.items()},
+        clips=counts,
+        skipped=reasons,
+    )
+    _write_text(out / "summary.json", json.dumps(as_json(result), indent=1) + "\n")
+    return result
+
+
+def _prepare(out: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    """Make OUT, and see that it is free or holds this very run."""
+    document = json.dumps(config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    file = out / "config.json"
+    if out.is_dir() and any(out.iterdir()) and not file.is_file():
+        raise UsageError(f"'{out}' holds files that no training run wrote. Choose an empty or a new folder.")
+    if file.is_file() and not resume:
+        if not overwrite:
+            raise UsageError(f"'{out}' holds a run already. Pass --resume to go on with it, --overwrite to start it anew, or choose another folder.")
+        for name in ("last.safetensors", "best.safetensors", CHECKPOINT, "log.jsonl", "summary.json", "skipped.jsonl"):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+    if resume and file.is_file() and file.read_text(encoding="utf-8") != document:
+        raise UsageError(f"The run in '{out}' has another configuration (its config.json). Resume with the same one, or choose another folder.")
+    if resume and not file.is_file():
+        raise UsageError(f"There is no run in '{out}' to resume. Leave --resume out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot write '{out}': {error.strerror or error}. Choose another folder.") from error
+    _write_text(file, document)
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    _write_text(path, "".join(json.dumps(as_json(row)) + "\n" for row in rows))
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"Cannot write '{path}': {error.strerror or error}. Free some space, or choose another folder.") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed: it gives large blocks back to the system, and the next step asks for the same."""
+    if platform.libc_ver()[0] == "glibc" and not torch.cuda.is_available():
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

@@ -1,0 +1,51 @@
+"""One pass over a batch: encode each picture and each sound once, pair them, ask the heads, and what that costs."""
+
+import torch
+from torch import Tensor
+
+from dissonance.model.matching import match
+from dissonance.model.network import AudioVisualNetwork
+from dissonance.training.batches import Batch
+from dissonance.training.losses import Logits, LossTerms, MultiTaskLoss
+from dissonance.training.pairs import MIN_SHIFT_FRAMES, PairedWindows, StreamWindows, draw_cross_pairs
+
+
+def pixels_of(crops: Tensor) -> Tensor:
+    """(..., S, S, 3) uint8 -> (..., 3, S, S) float32 in [0, 1]."""
+    return crops.movedim(-1, -3).float() / 255.0
+
+
+def forward(network: AudioVisualNetwork, batch: Batch, *, fused: bool) -> tuple[PairedWindows, Logits]:
+    """Aligned features and the heads' logits of every pair; `fused` off leaves the fused head out."""
+    head = network.head
+    sound_mask = batch.mask[batch.picture]
+    v = head.align.picture(network.encode_visual(pixels_of(batch.pixels)), batch.mask)
+    a = head.align.sound(network.audio(batch.mel, sound_mask), sound_mask)
+    logit_fused = None
+    if fused:
+        seen = v[batch.picture]
+        matched = match(seen, a, sound_mask, tau=head.tau, max_lag=head.max_lag)
+        logit_fused = head.tail.fused(head.fusion(seen, a, matched), sound_mask)
+    own = batch.windows
+    pairs = PairedWindows(
+        pictures=StreamWindows(features=v, valid=batch.mask, clip=batch.clip[:own], identity=batch.identity[:own], start_frame=batch.picture_start),
+        sounds=StreamWindows(features=a, valid=sound_mask, clip=batch.clip, identity=batch.identity, start_frame=batch.sound_start),
+        speech=batch.speech,
+        picture=batch.picture,
+        sound=torch.arange(len(batch.picture), device=batch.picture.device),
+        picture_fake=batch.picture_fake,
+        sound_fake=batch.sound_fake,
+        mismatched=batch.mismatched,
+        true_lag=batch.true_lag,
+    )
+    return pairs, Logits(visual=head.tail.visual(v, batch.mask)[batch.picture], audio=head.tail.audio(a, sound_mask), fused=logit_fused)
+
+
+def cost(network: AudioVisualNetwork, loss: MultiTaskLoss, batch: Batch, *, fused: bool, precision: torch.dtype, seed: int) -> LossTerms:
+    """The loss of a batch; `precision` bfloat16 is autocast, the losses stay in float32. `seed` draws the cross pairs."""
+    with torch.autocast(batch.pixels.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        pairs, logits = forward(network, batch, fused=fused)
+    max_shift = max(network.head.max_lag, MIN_SHIFT_FRAMES)  # a model may look at no lags at all
+    pairs = draw_cross_pairs(pairs, max_shift=max_shift, generator=torch.Generator().manual_seed(seed))
+    terms: LossTerms = loss(pairs, logits)
+    return terms
