@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dissonance import errors
-from dissonance.cli import evaluate
+from dissonance.cli.training import evaluate
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

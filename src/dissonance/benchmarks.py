@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dissonance.errors import EnvironmentMissingError, UsageError
+from dissonance.machine import describe_machine
 
 _BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -37,17 +38,8 @@ def run_rung(name: str) -> list[BenchRow]:
 
 def save_rows(name: str, rows: list[BenchRow]) -> None:
     """Append rows to bench/results/<name>.jsonl, with when and on what they were measured."""
-    where = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine(), "python": platform.python_version()}
+    where = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine(), "python": platform.python_version()}
     results = _BENCH / "results"
     results.mkdir(exist_ok=True)
     with (results / f"{name}.jsonl").open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps({**where, **row}) + "\n" for row in rows)
-
-
-def _machine() -> str:
-    model = "unknown CPU"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores"

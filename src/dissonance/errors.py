@@ -34,6 +34,10 @@ class CheckpointError(DissonanceError):
     """A checkpoint that is missing, unreadable, or does not fit the model it is loaded into."""
 
 
+class TrainingDivergedError(CheckpointError):
+    """A loss or a gradient that is no number any more."""
+
+
 class EnvironmentMissingError(DissonanceError):
     """A library, a device or a tool that this command needs is not here."""
 

@@ -186,6 +186,7 @@ def test_ctrl_c_ends_all_and_keeps_what_is_finished(command: "subprocess.Popen[s
     os.killpg(command.pid, signal.SIGINT)  # as a terminal does: to all of them
     _, errors = command.communicate(timeout=60)  # ends when nobody holds the pipes: nobody is left
     assert command.returncode == 130
+    assert "interrupted; what is finished is kept" in errors
     assert "Traceback" not in errors
     assert list((tmp_path / "out").rglob("*.mp4"))
     assert not list((tmp_path / "out").rglob("*.mp4.partial"))

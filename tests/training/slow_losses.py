@@ -96,7 +96,12 @@ def slow_losses(case: Case, config: LossConfig, *, tau: float, max_lag: int) -> 
 
     terms["match_real"] = average([1.0 - s for n, (p, q) in enumerate(pairs) if real[n] for s in frame_pairs(p, q, 0, spoken=True)])
     terms["match_fake"] = average(
-        [max(0.0, s - config.margin) for n, (p, q) in enumerate(pairs) if not (real[n] or case.mismatched[n]) for s in frame_pairs(p, q, 0, spoken=False)]
+        [
+            max(0.0, s - config.margin)
+            for n, (p, q) in enumerate(pairs)
+            if not (real[n] or case.mismatched[n])
+            for s in frame_pairs(p, q, 0, spoken=False)
+        ]
     )
     terms["match_cross"] = average([max(0.0, s - config.margin) for p, q, lag in case.cross for s in frame_pairs(p, q, lag, spoken=False)])
 

@@ -303,7 +303,8 @@ def test_the_order_of_pairs_and_windows_changes_nothing() -> None:
         v=case.v[picture], v_valid=case.v_valid[picture], v_origin=case.v_origin[picture],
         a=case.a[sound], a_valid=case.a_valid[sound], a_origin=case.a_origin[sound], speech=case.speech[sound],
         picture=new_picture[case.picture[pair]], sound=new_sound[case.sound[pair]],
-        picture_fake=case.picture_fake[pair], sound_fake=case.sound_fake[pair], mismatched=case.mismatched[pair], true_lag=case.true_lag[pair], logits=case.logits[:, pair],
+        picture_fake=case.picture_fake[pair], sound_fake=case.sound_fake[pair], mismatched=case.mismatched[pair],
+        true_lag=case.true_lag[pair], logits=case.logits[:, pair],
         cross=np.stack([new_picture[case.cross[cross, 0]], new_sound[case.cross[cross, 1]], case.cross[cross, 2]], axis=1),
     )  # fmt: skip
     assert loss_of()(turned.batch(), turned.torch_logits()).as_floats() == pytest.approx(expected, rel=1e-12)

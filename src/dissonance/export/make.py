@@ -55,6 +55,9 @@ def export_bundle(
         found = measure_parity(graph, files[graph.name])
         parity |= found
         tell(f"{graph.name}: {len(files[graph.name]) / 1e6:.2f} MB, at most {max(found.values()):.1e} from torch")
+    if source.trained_on != UNTRAINED:
+        for case in sorted(set(get_args(ModalityCase)) - set(source.calibration or {})):
+            tell(f"case {case} was not calibrated: its p_fake is no probability, and its thresholds are 0.5")
     spec = BundleSpec(
         model=config,
         crop=CropSpec(size_px=config.visual.image_size),

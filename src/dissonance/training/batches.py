@@ -6,7 +6,7 @@ moments of the same clip. Such mismatches are timing forgeries whose picture and
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from dissonance.config import ModelConfig, SpeechConfig
 from dissonance.training.augment import AugmentConfig, draw_picture_augmentation, draw_sound_augmentation
-from dissonance.training.cached_clip import CachedClip
+from dissonance.training.cached_clip import CachedClip, Track
 from dissonance.training.config import BatchConfig
+from dissonance.training.labels import Clip
 from dissonance.training.pairs import NO_LAG, UNKNOWN_ORIGIN
 from dissonance.training.sampling import BalancedSampler, Draw
 
-_OPEN_CLIPS = 4096  # mapped files kept open; more would run into the system's limit
+_OPEN_CLIPS = 256  # kept open; each holds its clip's log-mel, 32 KB a second
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,10 @@ class SampleLoader:
         track = int(generator.choice(speaking or list(tracks)))
         found = clip.tracks[track]
         valid = min(self._frames, found.frames)
-        first = int(generator.integers(found.first_frame, found.end_frame - valid + 1))
+        first, *others = self._moments(found, valid, generator)
         window = clip.window(track, first, frames=self._frames)
         sounds = [(first, window.mel, window.speech)]
-        for start in self._other_moments(clip, first, valid, generator) if not draw.clip.fake else []:
+        for start in others if not draw.clip.fake else []:
             mel, speech = clip.sound(start, valid)
             padding = self._frames - valid
             sounds.append((start, np.pad(mel, ((0, 0), (0, window.mel.shape[1] - mel.shape[1]))), np.pad(speech, (0, padding))))
@@ -121,12 +122,16 @@ class SampleLoader:
             starts=np.array([start for start, _, _ in sounds], dtype=np.int64),
         )
 
-    def _other_moments(self, clip: CachedClip, first: int, valid: int, generator: np.random.Generator) -> list[int]:
-        """Starts of sounds from inside the clip, far enough from `first`; fewer than asked for where the clip is short."""
-        starts = np.arange(clip.begin, clip.sound_frames - valid + 1)
-        starts = starts[np.abs(starts - first) >= self._batch.apart_frames]
-        count = min(self._batch.mismatches, len(starts))
-        return [int(start) for start in generator.choice(starts, count, replace=False)] if count else []
+    def _moments(self, track: Track, valid: int, generator: np.random.Generator) -> list[int]:
+        """First frames of windows of the track, any two far enough apart; fewer than asked for where it is short. The first is the picture's.
+
+        Which of them that is is drawn last, so where a sound lies in the clip does not tell whether it is the picture's own.
+        """
+        gap = self._batch.apart_frames - 1
+        places = track.frames - valid + 1
+        count = min(1 + self._batch.mismatches, (places + gap) // (gap + 1))
+        chosen = np.sort(generator.choice(places - (count - 1) * gap, count, replace=False)) + gap * np.arange(count)
+        return [track.first_frame + int(place) for place in generator.permutation(chosen)]
 
     def _clip(self, uri: str) -> CachedClip:
         if uri not in self._clips:
@@ -189,6 +194,10 @@ def batches(sampler: BalancedSampler, loader: SampleLoader, *, windows: int, fir
             yield ready
 
 
-def fingerprint(entries: Mapping[str, str]) -> str:
-    """SHA-256 over which content every clip has: a run resumes on the same only."""
-    return hashlib.sha256("\n".join(f"{uri}\t{key}" for uri, key in sorted(entries.items())).encode("utf-8", "surrogatepass")).hexdigest()
+def fingerprint(clips: Iterable[Clip], entries: Mapping[str, str]) -> str:
+    """SHA-256 over every clip's content (its key in the cache), labels and split: a run resumes on the same only."""
+    lines = [
+        repr((clip.uri, entries[clip.uri], clip.picture_fake, clip.sound_fake, clip.manipulation, clip.identity, clip.split))
+        for clip in sorted(clips, key=lambda clip: clip.uri)
+    ]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

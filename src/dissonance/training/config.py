@@ -1,12 +1,11 @@
 """What one training run is: a YAML file in `configs/train/`, one frozen configuration. `configs/train/demo.yaml` makes the bundle that ships."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dissonance.config import Fraction01, Frozen, ModelConfig, Positive, PossiblePath, ScanConfig
-from dissonance.synth.config import Compression, Forgery, SynthConfig
+from dissonance.config import Frozen, ModelConfig, Positive, PossiblePath, ScanConfig
+from dissonance.synth.config import Forgery, SynthConfig
 from dissonance.training.augment import AugmentConfig
 from dissonance.training.datasets import DatasetConfig
 from dissonance.training.losses import LossConfig
@@ -15,14 +14,13 @@ from dissonance.training.losses import LossConfig
 class SyntheticConfig(Frozen):
     """Clips drawn for the run: no two sets share a person, because each has a seed of its own (`seed`, `seed` + 1)."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 1_000_000  # nobody draws clips to test on with it by chance
     train_clips: Positive = 2000
     validation_clips: Positive = 600
     train_forgeries: Annotated[tuple[Forgery, ...], Field(min_length=1)] = (  # timing forgeries are made of real clips, while training
         "none", "visual_artefact", "none", "audio_artefact", "none", "both",
     )  # fmt: skip
-    compressions: Annotated[tuple[Compression, ...], Field(min_length=1)] = ("c18", "c23", "c28", "c35")
-    clip: SynthConfig = SynthConfig()  # its forgeries are the validation clips'
+    clip: SynthConfig = SynthConfig(compressions=("c18", "c23", "c28", "c35"))  # its forgeries are the validation clips'
 
     @model_validator(mode="after")
     def _both_classes(self) -> Self:
@@ -84,7 +82,7 @@ class TrainConfig(Frozen):
     augment: AugmentConfig = AugmentConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     steps: Positive = 2000
-    fused_from: Fraction01 = 0.45  # of the steps: until then the match is learnt alone, and the fused head waits
+    fused_from: Annotated[float, Field(ge=0, lt=1)] = 0.45  # of the steps: until then the match is learnt alone, and the fused head waits
     validate_every: Positive = 200  # steps, once the fused head learns
     validation_clips: Positive = 200  # at most so many select the weights, the same ones each time
     patience: Annotated[int, Field(ge=1)] | None = None  # stop after so many validations without a better AUC
@@ -97,13 +95,3 @@ class TrainConfig(Frozen):
     def fused_from_step(self) -> int:
         """The first step in which the fused head learns."""
         return int(self.fused_from * self.steps)
-
-
-def trained_on(config: DataConfig) -> str:
-    """What a bundle of this data says: "synthetic" for drawn clips, also for a folder that `dissonance synth` made; else the data set's name."""
-    if config.synthetic is not None or config.dataset is None:
-        return "synthetic"
-    path = Path(config.dataset.path)
-    if (path / "synth.json").is_file():
-        return "synthetic"
-    return config.name or path.resolve().stem

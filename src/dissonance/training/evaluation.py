@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dissonance.bundle import BundleSpec, ModalityCase
+from dissonance.bundle import BundleSpec
 from dissonance.training.bootstrap import LEVEL, Interval, percentile_interval, resample
-from dissonance.training.labels import Clip
+from dissonance.training.labels import LABEL_OF_CASE, Clip
 from dissonance.training.metrics import Labels, Metric, Summary, majority_class_scores, summarise, summarise_groups
 from dissonance.training.scored import VERDICTS, ScoredClip
 
@@ -30,9 +30,9 @@ class Head:
     score: Callable[[ScoredClip], float | None]
 
 
-FUSED = Head("fused", lambda clip: clip.fake, lambda row: row.p_fake)
-VISUAL = Head("visual_head", lambda clip: clip.picture_fake, lambda row: row.p_visual)
-AUDIO = Head("audio_head", lambda clip: clip.sound_fake, lambda row: row.p_audio)
+FUSED = Head("fused", LABEL_OF_CASE["av"], lambda row: row.p_fake)
+VISUAL = Head("visual_head", LABEL_OF_CASE["v"], lambda row: row.p_visual)
+AUDIO = Head("audio_head", LABEL_OF_CASE["a"], lambda row: row.p_audio)
 MOUTH_LOUDNESS = Head("mouth_loudness", lambda clip: clip.fake, lambda row: row.mouth_loudness)
 HEADS = (FUSED, VISUAL, AUDIO)
 
@@ -44,7 +44,6 @@ GROUPINGS: dict[str, tuple[Callable[[ScoredClip], str], bool]] = {
     "by_compression": (lambda row: row.clip.compression or "", False),
     "by_modalities": (lambda row: row.modalities, False),
 }
-_LABEL_OF_CASE: dict[ModalityCase, Callable[[Clip], bool]] = {"av": FUSED.label, "v": VISUAL.label, "a": AUDIO.label}
 
 
 def figures(rows: Sequence[ScoredClip], *, training: Sequence[Clip], baseline: bool, resamples: int) -> dict[str, Any]:
@@ -100,7 +99,7 @@ def thresholds(rows: Sequence[ScoredClip], *, spec: BundleSpec | None, resamples
     is known, for the thresholds' places and the false-positive rate that they were chosen at.
     """
     found: dict[str, dict[str, Any]] = {}
-    for case, label in _LABEL_OF_CASE.items():
+    for case, label in LABEL_OF_CASE.items():
         of_case = [row for row in rows if row.modalities == case]
         if not of_case:
             continue

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -9,19 +10,13 @@ from sklearn.metrics import roc_auc_score
 from dissonance.bundle import BundleSpec, CropSpec, MelSpec, ModalityCase
 from dissonance.config import ModelConfig
 from dissonance.engine.runtime.torch_runtime import TorchRuntime
+from dissonance.errors import CheckpointError, UsageError
 from dissonance.model.network import AudioVisualNetwork
 from dissonance.training.cached_clip import CachedClip
 from dissonance.training.calibration import Calibration, CalibrationError, calibrate
-from dissonance.training.config import TrainConfig, trained_on
-from dissonance.training.labels import Clip
+from dissonance.training.config import TrainConfig
+from dissonance.training.labels import LABEL_OF_CASE, Clip
 from dissonance.training.scoring import ClipScore, ClipScorer
-
-# What each modality case is asked.
-LABELS: dict[ModalityCase, Callable[[Clip], bool]] = {
-    "av": lambda clip: clip.fake,
-    "v": lambda clip: clip.picture_fake,
-    "a": lambda clip: clip.sound_fake,
-}
 
 
 class ClipJudge:
@@ -31,22 +26,23 @@ class ClipJudge:
         assert isinstance(config.model, ModelConfig)
         self._open_clip = open_clip
         self._scan = config.scan
-        self._trim = config.data.trim_leading_silence
         self._spec = BundleSpec(
             model=config.model,
             crop=CropSpec(size_px=config.model.visual.image_size),
             mel=MelSpec(bins=config.model.audio.mel_bins),
             trained=True,
-            trained_on=trained_on(config.data),
+            trained_on="validation",
         )
 
     def scores(self, network: AudioVisualNetwork, clips: Iterable[Clip]) -> Iterator[tuple[Clip, ClipScore]]:
-        """The score of each clip that has one."""
+        """The score of each clip that has one; whole clips, however they were trained on: a scan trims nothing."""
         device = next(network.parameters()).device
         scorer = ClipScorer(TorchRuntime(network, device=device.type), spec=self._spec, scan=self._scan)
         for clip in clips:
-            cached = self._open_clip(clip.uri)
-            score = scorer.score(cached.trimmed() if self._trim else cached)
+            try:
+                score = scorer.score(self._open_clip(clip.uri))
+            except FloatingPointError as error:
+                raise CheckpointError(f"Training has diverged: {error} for '{clip.uri}'. Lower optimiser.learning_rate.") from error
             if score is not None:
                 yield clip, score
 
@@ -55,7 +51,7 @@ class ClipJudge:
         found = list(self.scores(network, clips))
 
         def auc(case: ModalityCase) -> float | None:
-            rows = [(LABELS[case](clip), score.logits[case]) for clip, score in found if case in score.logits]
+            rows = [(LABEL_OF_CASE[case](clip), score.logits[case]) for clip, score in found if case in score.logits]
             labels, logits = [fake for fake, _ in rows], [logit for _, logit in rows]
             return float(roc_auc_score(labels, logits)) if len(set(labels)) == 2 else None
 
@@ -72,7 +68,7 @@ class ClipJudge:
         found = list(self.scores(network, clips))
         done: dict[ModalityCase, Calibration] = {}
         without: dict[ModalityCase, str] = {}
-        for case, label in LABELS.items():
+        for case, label in LABEL_OF_CASE.items():
             rows = [(score.logits[case], label(clip), clip.identity) for clip, score in found if case in score.logits]
             try:
                 done[case] = calibrate(case, [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
@@ -82,7 +78,11 @@ class ClipJudge:
 
 
 def halve(clips: Sequence[Clip], *, seed: int) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
-    """Validation clips by identity: those that select the weights, and those that calibrate them. In a fixed order that mixes people and kinds."""
+    """Validation clips by identity: those that select the weights, and those that calibrate them.
+
+    In a fixed order that mixes people and kinds; reals and fakes take turns as long as there are both, so that the first n hold both. Raises
+    UsageError where a half lacks one of the classes.
+    """
 
     def draw(text: str) -> str:
         return hashlib.sha256(f"{seed}:{text}".encode("utf-8", "surrogatepass")).hexdigest()
@@ -90,4 +90,17 @@ def halve(clips: Sequence[Clip], *, seed: int) -> tuple[tuple[Clip, ...], tuple[
     people = sorted({clip.identity for clip in clips}, key=draw)
     first = set(people[: (len(people) + 1) // 2])
     ordered = sorted(clips, key=lambda clip: draw(f"{clip.identity}:{clip.path.name}"))
-    return tuple(clip for clip in ordered if clip.identity in first), tuple(clip for clip in ordered if clip.identity not in first)
+    halves = [clip for clip in ordered if clip.identity in first], [clip for clip in ordered if clip.identity not in first]
+    for half, purpose in zip(halves, ("select the weights", "calibrate them"), strict=True):
+        if len({clip.fake for clip in half}) < 2:
+            reals = sum(not clip.fake for clip in half)
+            raise UsageError(
+                f"Of the {len(people)} people of the validation clips half are to {purpose}: {reals} real and {len(half) - reals} fake clips. "
+                "Both classes are needed: add validation clips, or choose another split or seed."
+            )
+    return _taking_turns(halves[0]), _taking_turns(halves[1])
+
+
+def _taking_turns(clips: Sequence[Clip]) -> tuple[Clip, ...]:
+    turns = zip_longest([clip for clip in clips if not clip.fake], [clip for clip in clips if clip.fake])
+    return tuple(clip for pair in turns for clip in pair if clip is not None)

@@ -1,8 +1,11 @@
 """What is known of a clip before it is looked at, whatever data set it is from. Labels are per modality."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
+
+from dissonance.bundle import ModalityCase
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -38,6 +41,13 @@ class Clip:
     def fake(self) -> bool:
         """Whether picture or sound is."""
         return self.picture_fake or self.sound_fake
+
+
+LABEL_OF_CASE: dict[ModalityCase, Callable[[Clip], bool]] = {  # what each modality case is asked
+    "av": lambda clip: clip.fake,
+    "v": lambda clip: clip.picture_fake,
+    "a": lambda clip: clip.sound_fake,
+}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dissonance.training.config import DataConfig, SyntheticConfig
 from dissonance.training.datasets import open_dataset
 from dissonance.training.fakeavceleb import META_DATA, read_fakeavceleb
 from dissonance.training.labels import Clip, Skipped, Split
-from dissonance.training.splits import leave_out, split_by_identity
+from dissonance.training.splits import check_splits, leave_out, split_by_identity
 
 
 class Counted(Protocol):
@@ -32,6 +32,7 @@ def find_clips(data: DataConfig, folder: Path, *, seed: int, workers: int, count
     assert data.dataset is not None
     dataset = open_dataset(data.dataset)
     found = dataset.clips
+    check_splits(found, needed=())  # with the test clips, which the run itself does not look at
     if data.split == "identity":
         found = split_by_identity(found, seed=seed, validation=data.validation, test=0.0)
     if data.leave_out:
@@ -39,11 +40,19 @@ def find_clips(data: DataConfig, folder: Path, *, seed: int, workers: int, count
     return [clip for clip in found if clip.split != "test"], list(dataset.skipped)
 
 
+def trained_on(data: DataConfig, clips: Iterable[Clip]) -> str:
+    """What a bundle of these clips says: "synthetic" where any was drawn, wherever it lies; else the data set's name."""
+    folders = {folder for clip in clips for folder in clip.path.resolve().parents}
+    if data.dataset is None or any((folder / MANIFEST).is_file() for folder in folders):
+        return "synthetic"
+    return data.name or data.dataset.path.resolve().stem
+
+
 def _drawn(settings: SyntheticConfig, folder: Path, *, split: Split, workers: int, counted: Counted) -> tuple[list[Clip], list[Skipped]]:
     """One synthetic set, drawn unless it is there already. Its people are its own, whatever their numbers."""
     training = split == "train"
     forgeries = settings.train_forgeries if training else settings.clip.forgeries
-    config = settings.clip.model_copy(update={"forgeries": forgeries, "compressions": settings.compressions})
+    config = settings.clip.model_copy(update={"forgeries": forgeries})
     count = settings.train_clips if training else settings.validation_clips
     seed = settings.seed if training else settings.seed + 1
     if not _is_drawn(folder, {"count": count, "seed": seed, "config": config.model_dump(mode="json")}):

@@ -2,7 +2,7 @@
 
 A batch holds V picture windows and A sound windows, each encoded once, and P pairs that say which picture goes with which sound. In the plain
 case V = A = P. Pairing each picture with K cheap variants of sound is V = B, A = P = B * K: timing forgeries then share picture and sound with
-real clips by construction, and only the match tells them apart. `pair_variants` gives the indices of both.
+real clips by construction, and only the match tells them apart.
 """
 
 from dataclasses import dataclass, replace
@@ -86,12 +86,6 @@ def _require(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """A tensor of another shape would broadcast and train on nonsense."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {shape}")
-
-
-def pair_variants(windows: int, *, variants: int = 1, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Indices `picture` and `sound`, each (windows * variants,), for sounds (windows, variants, T, D) flattened to (windows * variants, T, D)."""
-    sound = torch.arange(windows * variants, device=device)
-    return sound // variants, sound
 
 
 def maybe_together(pictures: StreamWindows, sounds: StreamWindows) -> Tensor:

@@ -91,6 +91,9 @@ def _of_dataset(request: Request, dataset: Dataset, chosen: Sequence[Clip], prog
     bundle = open_bundle(request.bundle or DEMO)
     if bundle.warning:
         progress.tell(f"warning: {bundle.warning}")
+    overlap = _trained_on_it(bundle, request)
+    if overlap is not None:
+        progress.tell(f"warning: {overlap}")
     runtime = open_runtime(bundle, threads=request.scan.execution.threads)
     cache = request.cache or request.out / "cache"
     whole, trimmed = score_clips(
@@ -104,6 +107,8 @@ def _of_dataset(request: Request, dataset: Dataset, chosen: Sequence[Clip], prog
         shuffle_seed=request.shuffle_seed,
     )
     facts = {"bundle": str(bundle.path), **_bundle_facts(bundle), "data": str(request.data), "cache": str(cache), "runtime": runtime.name}
+    if overlap is not None:
+        facts["overlap"] = overlap
     if request.shuffle_seed is not None:
         facts["sound"] = f"of another clip, drawn with seed {request.shuffle_seed}: what tells the classes apart here is not the match"
     facts["without_a_face"] = "left out, as are clips without sound; a scan judges them by the one modality that they have"
@@ -135,6 +140,19 @@ def _of_scan(request: Request, table: Path, dataset: Dataset, chosen: Sequence[C
         f"{shlex.quote(str(request.labels))} --bundle {shlex.quote(request.bundle or 'BUNDLE')} --split {request.split} -o REPORT_DIR",
     }
     return _write(request, facts, dataset, chosen, found.scores, None, bundle=bundle, progress=progress)
+
+
+def _trained_on_it(bundle: Bundle, request: Request) -> str | None:
+    """A warning where the bundle's training may have seen the clips that are to judge it."""
+    data = (bundle.spec.training or {}).get("data") or {}
+    dataset = data.get("dataset") or {}
+    if Path(str(dataset.get("path"))).resolve() != request.data.resolve():
+        return None
+    if data.get("split") == "identity":
+        return "the bundle was trained on this very data set, split anew by identity: the clips of its test split were among them"
+    if request.split != "test":
+        return f"the bundle was trained or selected on this very data set: figures of its split '{request.split}' are of clips that it has seen"
+    return None
 
 
 def _bundle_facts(bundle: Bundle) -> dict[str, Any]:

@@ -13,11 +13,10 @@ OUT/summary.json         what the run came to
 
 import ctypes
 import json
-import os
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +26,7 @@ import torch
 from dissonance.config import ModelConfig, load_config, load_preset
 from dissonance.engine.scan.sink import replacing
 from dissonance.errors import OutputError, UsageError
+from dissonance.machine import available_cores
 from dissonance.model.backbone import load_backbones
 from dissonance.model.checkpoint import load_checkpoint, save_checkpoint
 from dissonance.model.network import build_network, parameter_table
@@ -34,9 +34,10 @@ from dissonance.training.batches import SampleLoader, fingerprint
 from dissonance.training.cache import ClipCache, Outcome
 from dissonance.training.cached_clip import CachedClip
 from dissonance.training.calibration import Calibration
-from dissonance.training.config import TrainConfig, trained_on
+from dissonance.training.config import TrainConfig
 from dissonance.training.judge import ClipJudge, halve
-from dissonance.training.material import find_clips
+from dissonance.training.labels import Clip
+from dissonance.training.material import find_clips, trained_on
 from dissonance.training.metrics import as_json
 from dissonance.training.splits import check_splits, of_split
 from dissonance.training.trainer import Report, Trainer, choose_device
@@ -74,16 +75,19 @@ def load_train_config(path: Path) -> TrainConfig:
     return config if isinstance(config.model, ModelConfig) else config.model_copy(update={"model": load_preset(config.model)})
 
 
-def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, console: Console) -> RunResult:
-    """Do a run. Raises UsageError, ConfigError, CheckpointError, EnvironmentMissingError or OutputError; interrupted, it can be resumed."""
+def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, console: Console, clips_folder: Path | None = None) -> RunResult:
+    """Do a run. `clips_folder` is for synthetic clips that several runs share; None: inside OUT. Interrupted, a run can be resumed.
+
+    Raises UsageError, ConfigError, CheckpointError, EnvironmentMissingError or OutputError.
+    """
     assert isinstance(config.model, ModelConfig)  # resolved
     out = out.resolve()
     choose_device(config.device)
     _prepare(out, config, resume=resume, overwrite=overwrite)
     _keep_freed_memory()
-    clips, skipped = find_clips(config.data, out / "clips", seed=config.seed, workers=_cores(), counted=console.counted)
+    clips, skipped = find_clips(config.data, clips_folder or out / "clips", seed=config.seed, workers=available_cores(), counted=console.counted)
     cache = ClipCache(config.data.cache or out / "cache", model=config.model, scan=config.scan)
-    report = cache.build(clips, workers=_cores(), progress=console.caching)
+    report = cache.build(clips, workers=available_cores(), progress=console.caching)
     skipped = [*skipped, *report.skipped]
     _write_lines(out / "skipped.jsonl", [vars(each) for each in skipped])
     reasons = dict(Counter(each.reason for each in skipped))
@@ -91,7 +95,9 @@ def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, cons
         console.tell(f"left out: {', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))} (listed in skipped.jsonl)")
     clips = [clip for clip in clips if clip.uri in report.entries]
     check_splits(clips, needed=("train", "validation"))
+    _check_contents(clips, report.entries)
 
+    name = trained_on(config.data, of_split(clips, "train"))
     selection, calibration_clips = halve(of_split(clips, "validation"), seed=config.seed)
     counts = {"train": len(of_split(clips, "train")), "selection": len(selection), "calibration": len(calibration_clips)}
     console.tell("clips: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
@@ -121,8 +127,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, cons
         ),
         validation=lambda network: judge.figures(network, selection[: config.validation_clips]),
         folder=out,
-        data=fingerprint({clip.uri: report.entries[clip.uri] for clip in clips}),
-        trained_on=trained_on(config.data),
+        data=fingerprint(clips, report.entries),
+        trained_on=name,
     )
     if resume and trainer.state_file.is_file():
         trainer.resume()
@@ -135,10 +141,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, cons
         console.tell(f"not calibrated: {case}: {why}")
     specs = {case: found.spec for case, found in calibrated.items()}
     result = RunResult(
-        checkpoint=save_checkpoint(
-            network, out / CHECKPOINT, trained_on=trained_on(config.data), training=config.model_dump(mode="json"), calibration=specs
-        ),
-        trained_on=trained_on(config.data),
+        checkpoint=save_checkpoint(network, out / CHECKPOINT, trained_on=name, training=config.model_dump(mode="json"), calibration=specs),
+        trained_on=name,
         steps=progress.step,
         best_step=progress.best_step,
         figures=judge.figures(network, selection[: config.validation_clips]),
@@ -147,8 +151,20 @@ def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, cons
         clips=counts,
         skipped=reasons,
     )
-    _write_text(out / "summary.json", json.dumps(as_json(result), indent=1) + "\n")
+    write_text(out / "summary.json", json.dumps(as_json(result), indent=1) + "\n")
     return result
+
+
+def _check_contents(clips: Iterable[Clip], entries: Mapping[str, str]) -> None:
+    """Raise UsageError where clips of two splits hold the same."""
+    seen: dict[str, Clip] = {}
+    for clip in clips:
+        other = seen.setdefault(entries[clip.uri], clip)
+        if other.split != clip.split:
+            raise UsageError(
+                f"'{other.uri}' ({other.split}) and '{clip.uri}' ({clip.split}) have the same content: what is learnt from the one would pass "
+                "for skill on the other. Put both in one split, or remove one."
+            )
 
 
 def _prepare(out: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
@@ -171,23 +187,20 @@ def _prepare(out: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot write '{out}': {error.strerror or error}. Choose another folder.") from error
-    _write_text(file, document)
+    write_text(file, document)
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    _write_text(path, "".join(json.dumps(as_json(row)) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(as_json(row)) + "\n" for row in rows))
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """A file that is whole or not there. Raises OutputError."""
     try:
         with replacing(path) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"Cannot write '{path}': {error.strerror or error}. Free some space, or choose another folder.") from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _keep_freed_memory() -> None:

@@ -1,13 +1,12 @@
-"""Which clip comes next: balanced over classes, labels and manipulations, the same for the same seed, and resumable from integers."""
+"""Which clip comes next: balanced over classes, labels and manipulations, the same for the same seed and number."""
 
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dissonance.errors import CheckpointError, UsageError
+from dissonance.errors import UsageError
 from dissonance.training.labels import Clip
 
 
@@ -45,7 +44,7 @@ class BalancedSampler:
     """An endless stream of draws: half are real; the fakes go evenly over which modalities are fake, then over manipulations, then in turn.
 
     In any run of 2 n draws that starts at an even number there are n real clips, and no clip comes again before all others of its manipulation came.
-    Draw number n depends on clips, seed and n alone, so the state is integers and nothing is lost in a resume. Iterating advances `position`.
+    Draw number n depends on clips, seed and n alone, so a run that knows its step knows its draws.
     """
 
     def __init__(self, clips: Sequence[Clip], *, seed: int) -> None:
@@ -57,30 +56,11 @@ class BalancedSampler:
         if seed < 0:
             raise UsageError(f"Invalid seed ({seed}). Supported values are whole numbers from 0 up.")
         self.seed = seed
-        self.position = 0
         self._deck = _deck([seed, 0], clips)
-        self._clips = zlib.crc32("\n".join(sorted(f"{clip.uri}|{_levels(clip)}" for clip in clips)).encode("utf-8", "surrogatepass"))
 
     def draw(self, number: int) -> Draw:
         """Draw `number`, from 0 up."""
         return Draw(number, self._deck.deal(number), self.seed)
-
-    def __iter__(self) -> Iterator[Draw]:
-        while True:
-            self.position += 1
-            yield self.draw(self.position - 1)
-
-    def state(self) -> dict[str, int]:
-        """What `restore` continues from."""
-        return {"seed": self.seed, "position": self.position, "clips": self._clips}
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Go on where `state` was taken. Raises CheckpointError where that was with another seed or with other clips."""
-        if state["seed"] != self.seed:
-            raise CheckpointError(f"The checkpoint drew with seed {state['seed']}, not {self.seed}. Resume with the same seed.")
-        if state["clips"] != self._clips:
-            raise CheckpointError("The checkpoint drew from other clips, or from clips with other labels. Resume with the same data set and cache.")
-        self.position = state["position"]
 
 
 def _levels(clip: Clip) -> tuple[bool, tuple[bool, bool], str]:

@@ -61,7 +61,7 @@ def leave_out(clips: Sequence[Clip], names: Collection[str]) -> tuple[Clip, ...]
     for name in names:
         if name not in known:
             raise UsageError(f"Invalid manipulation ({name!r:.80}). Supported values are {', '.join(sorted(known))}.")
-        if not any(name in _names(clip) for clip in clips if clip.split == "test"):
+        if of_split(clips, "test") and not any(name in _names(clip) for clip in of_split(clips, "test")):
             raise UsageError(f"Invalid manipulation ({name!r:.80}): test has no clip of it, so leaving it out would show nothing.")
     kept = tuple(clip for clip in clips if clip.split == "test" or not (clip.fake and set(names) & _names(clip)))
     check_splits(kept, needed=[split for split in SPLITS if of_split(clips, split)])

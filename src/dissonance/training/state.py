@@ -43,6 +43,9 @@ def load_state(path: Path, *, modules: dict[str, nn.Module], optimiser: torch.op
             keys = {key: f"optimiser.{key}.{module}.{name}" for key in _MOMENTS}
             if keys["step"] not in tensors:
                 continue  # frozen, or not used yet
+            for key, full in keys.items():
+                if full not in tensors or (key != "step" and tensors[full].shape != parameter.shape):
+                    raise CheckpointError(f"The state '{path}' is damaged: it lacks {full}, or has it in another shape. Start the run anew.")
             found = {key: tensors[full] for key, full in keys.items()}
             optimiser.state[parameter] = {key: value.to(parameter.device) if key != "step" else value for key, value in found.items()}
 

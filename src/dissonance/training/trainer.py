@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from dissonance.errors import CheckpointError, EnvironmentMissingError, OutputError
+from dissonance.errors import CheckpointError, EnvironmentMissingError, OutputError, TrainingDivergedError
 from dissonance.model.checkpoint import save_checkpoint
 from dissonance.model.network import AudioVisualNetwork
 from dissonance.training.batches import Batch, Names, SampleLoader, batches
@@ -60,8 +60,9 @@ class RunLog:
         """Lines of steps that a resumed run will do again are dropped."""
         self._path = folder / "log.jsonl"
         try:
-            kept = [line for line in self._path.read_text().splitlines() if json.loads(line)["step"] <= from_step] if self._path.exists() else []
-            self._path.write_text("".join(line + "\n" for line in kept))
+            written = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.exists() else []
+            whole = [line for line in written if line.endswith("\n")]  # a machine that went down may have left half a line
+            self._path.write_text("".join(line for line in whole if json.loads(line)["step"] <= from_step), encoding="utf-8")
             self._stream = self._path.open("a", encoding="utf-8", buffering=1)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(f"Cannot write log '{self._path}': {error}. Remove the file, or free some space.") from error
@@ -73,8 +74,11 @@ class RunLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, float | None]) -> None:
-        """One line."""
-        self._stream.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        """One line. Raises OutputError."""
+        try:
+            self._stream.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        except OSError as error:
+            raise OutputError(f"Cannot write log '{self._path}': {error.strerror or error}. Free some space, then --resume.") from error
         if self._board is not None:
             for name, value in values.items():
                 if value is not None:
@@ -144,7 +148,7 @@ class Trainer:
     def run(self, report: Report) -> Progress:
         """Train to the end of the steps, or of the patience. The network then has the last weights; `best_file` holds the best.
 
-        Raises CheckpointError where a file cannot be written or the loss is no number any more.
+        Raises CheckpointError where a file cannot be written, TrainingDivergedError where the loss is no number any more.
         """
         log = RunLog(self._folder, from_step=self.progress.step)
         try:
@@ -155,11 +159,6 @@ class Trainer:
                     self.progress.step = step = self.progress.step + 1
                     if step % LOG_EVERY == 0 or step == self._config.steps:
                         found = terms.as_floats()
-                        if not math.isfinite(found["total"]):
-                            raise CheckpointError(
-                                f"The loss is {found['total']} at step {step}: training has diverged. Lower optimiser.learning_rate "
-                                f"({self._config.optimiser.learning_rate}) or optimiser.clip_norm, or use precision float32."
-                            )
                         rate = (step - since) * self._config.batch.windows / (time.monotonic() - started_s)
                         facts = {"learning_rate": self.learning_rate(step - 1), "tau": self._loss.tau.item(), "windows_per_s": rate}
                         log.write(step, "train", {**found, **facts})
@@ -213,9 +212,13 @@ class Trainer:
         )
         self._optimiser.zero_grad(set_to_none=True)
         terms.total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(
-            [parameter for group in self._optimiser.param_groups for parameter in group["params"]], self._config.optimiser.clip_norm
-        )
+        settings = self._config.optimiser
+        norm = nn.utils.clip_grad_norm_([parameter for group in self._optimiser.param_groups for parameter in group["params"]], settings.clip_norm)
+        if not torch.isfinite(norm + terms.total.detach()):  # here, so that weights that are saved and judged are numbers
+            raise TrainingDivergedError(
+                f"The loss is {terms.total.item()} and its gradient {norm.item()} at step {step + 1}: training has diverged. Lower "
+                f"optimiser.learning_rate ({settings.learning_rate}) or optimiser.clip_norm ({settings.clip_norm}), or use precision float32."
+            )
         self._optimiser.step()
         return terms
 

@@ -1,0 +1,152 @@
+"""`scan` and `inspect`: scores of files."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from dissonance import errors
+from dissonance.cli.options import SHOWN_ROWS, BundleOption, JsonOption
+from dissonance.config import ScanConfig, load_config, parse_config
+
+commands = typer.Typer()
+
+
+def scan_config(
+    config: Path | None,
+    *,
+    detector: str | None,
+    yunet_model: Path | None,
+    boxes: Path | None,
+    execution: dict[str, int | None],
+) -> ScanConfig:
+    """The scan config of a YAML file, with what the command line says laid over it."""
+    base = load_config(ScanConfig, config) if config else ScanConfig()
+    data = base.model_dump(mode="json")
+    for kind, option, file in (("yunet", "--yunet-model", yunet_model), ("boxes", "--boxes", boxes)):
+        if file is not None and (detector or kind) != kind:
+            raise errors.UsageError(f"{option} '{file}' is for --detector {kind}, not {detector}. Leave one of the two out.")
+        detector = kind if file is not None else detector
+    chosen = {"kind": detector, "yunet_model": yunet_model and str(yunet_model), "boxes_file": boxes and str(boxes)}
+    data["detector"].update({key: value for key, value in chosen.items() if value is not None})
+    data["execution"].update({key: value for key, value in execution.items() if value is not None})
+    return parse_config(ScanConfig, data, origin="from the command line")
+
+
+def _tolerated_failures(text: str) -> Callable[[int], Fraction]:
+    """What `--max-failures` allows, as a function of the number of inputs."""
+    number, percent = text.removesuffix("%"), text.endswith("%")
+    try:
+        value = Fraction(number) if percent else Fraction(int(number))  # exact: 29 of 100 are 29%
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(-1)
+    if value < 0 or (percent and value > 100):
+        raise errors.UsageError(f"Invalid --max-failures '{text}'. Give a number of files such as 10, or a share of all inputs such as 0.5%.")
+    return lambda inputs: value / 100 * inputs if percent else value
+
+
+@commands.command(epilog="Example: dissonance scan videos/ -o out     Resume: dissonance scan videos/ -o out --resume")
+def scan(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, quoted globs, or manifests (.csv, .jsonl, .parquet with a 'uri' column).", metavar="SOURCE..."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
+    bundle: BundleOption = "demo",
+    config: Annotated[Path | None, typer.Option(help="A scan config in YAML; configs/scan/default.yaml lists every key.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where inference runs.")] = "auto",
+    decoder: Annotated[Literal["auto", "pyav"], typer.Option(help="What decodes video.")] = "auto",
+    runtime: Annotated[Literal["auto", "onnxruntime"], typer.Option(help="What runs the network.")] = "auto",
+    detector: Annotated[Literal["haar", "yunet", "boxes"] | None, typer.Option(help="What finds faces. [default: haar]")] = None,
+    yunet_model: Annotated[Path | None, typer.Option(help="The YuNet ONNX file, for --detector yunet.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="CSV or JSONL of boxes, for --detector boxes.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="As --resume, and try the files again that failed.")] = False,
+    workers: Annotated[int | None, typer.Option(min=0, help="Decode processes; 0: one per core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=0, help="Inference threads; 0: one per core.")] = None,
+    batch_frames: Annotated[int | None, typer.Option(min=1, help="Face crops in a batch.")] = None,
+    batch_windows: Annotated[int | None, typer.Option(min=1, help="Windows in a batch.")] = None,
+    max_failures: Annotated[
+        str, typer.Option(help="Exit with 3 when more files than this failed: a number, or a share of all inputs.", metavar="N|P%")
+    ] = "0",
+    as_json: JsonOption = False,
+) -> None:
+    """Score videos: one row per file, with where and why.
+
+    Exit codes: 0 done, 2 usage or config, 3 some files failed, 4 environment, 5 bad bundle, 70 our bug, 130 interrupted (resume with --resume).
+    """
+    from dissonance.bundle import open_bundle
+    from dissonance.console import ScanProgress, files_table, stderr, stdout, summary_lines
+    from dissonance.engine.runtime import open_runtime
+    from dissonance.engine.scan.pipeline import Scan
+
+    del decoder, runtime  # one of each so far: auto
+    tolerated = _tolerated_failures(max_failures)
+    execution = {"workers": workers, "threads": threads, "batch_frames": batch_frames, "batch_windows": batch_windows}
+    settings = scan_config(config, detector=detector, yunet_model=yunet_model, boxes=boxes, execution=execution)
+    opened = open_bundle(bundle)
+    console = stderr()
+    if opened.warning:
+        console.print(f"[bold yellow]warning:[/] {escape(opened.warning)}")
+    loaded = open_runtime(opened, device=device, threads=settings.execution.threads)
+    with ScanProgress(console) as progress:
+        job = Scan(
+            sources,
+            out=out,
+            bundle=opened,
+            runtime=loaded,
+            config=settings,
+            progress=progress,
+            resume=resume or retry_failed,
+            retry_failed=retry_failed,
+        )
+        summary = job.run()
+    if as_json:
+        with (out / "files.jsonl").open(encoding="utf-8") as lines:
+            sys.stdout.writelines(lines)
+    else:
+        screen = stdout()
+        with (out / "files.jsonl").open(encoding="utf-8") as lines:
+            screen.print(files_table((json.loads(line) for line in lines), title=opened.warning, most=SHOWN_ROWS, width=screen.width))
+        if summary.inputs > SHOWN_ROWS:
+            screen.print(f"... and {summary.inputs - SHOWN_ROWS} more")
+    for line in summary_lines(summary, str(out)):
+        (console if as_json else stdout()).print(line, markup=False)
+    if summary.failed > tolerated(summary.inputs):
+        raise typer.Exit(errors.EXIT_SOME_FAILED)
+
+
+@commands.command(epilog="Example: dissonance inspect clip.mp4")
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A video or sound file.", metavar="FILE")],
+    bundle: BundleOption = "demo",
+    config: Annotated[Path | None, typer.Option(help="A scan config in YAML.")] = None,
+    detector: Annotated[Literal["haar", "yunet", "boxes"] | None, typer.Option(help="What finds faces. [default: haar]")] = None,
+    yunet_model: Annotated[Path | None, typer.Option(help="The YuNet ONNX file, for --detector yunet.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="CSV or JSONL of boxes, for --detector boxes.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one file: its streams, tracks, timeline of window scores, and lag."""
+    from dissonance.bundle import open_bundle
+    from dissonance.console import inspection, stderr, stdout
+    from dissonance.engine.runtime import open_runtime
+    from dissonance.engine.scan.single import score_file
+
+    settings = scan_config(config, detector=detector, yunet_model=yunet_model, boxes=boxes, execution={})
+    opened = open_bundle(bundle)
+    if opened.warning:
+        stderr().print(f"[bold yellow]warning:[/] {escape(opened.warning)}")
+    try:
+        summary, verdict = score_file(file, bundle=opened, runtime=open_runtime(opened), config=settings)
+    except errors.MediaError as error:
+        raise errors.UnreadableFileError(f"Cannot inspect '{file}': {error.reason}: {error.detail}.") from error
+    if as_json:
+        print(json.dumps({"file": verdict.file, "tracks": verdict.tracks, "windows": verdict.windows, "streams": asdict(summary.info)}))
+    else:
+        inspection(stdout(), summary, verdict, warning=opened.warning)

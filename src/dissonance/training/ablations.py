@@ -1,0 +1,305 @@
+"""Ablations: the same run with one thing changed a time, over several seeds, on the same clips.
+
+OUT/ablations.json       every run that is finished, and the tables made of them
+OUT/ablations.md         the tables to read
+OUT/clips/, OUT/cache/   drawn and cached once, for all runs
+OUT/runs/<row>-<seed>/   what `dissonance train` leaves of each run, but for the weights that it could go on from
+"""
+
+import json
+import platform
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dissonance.config import ModelConfig, parse_config
+from dissonance.errors import ConfigError, OutputError, TrainingDivergedError, UsageError
+from dissonance.machine import available_cores, describe_machine
+from dissonance.model.checkpoint import load_checkpoint
+from dissonance.model.network import count_parameters
+from dissonance.training.ablation_report import DEFAULT, Run, as_document, figures, markdown
+from dissonance.training.augment import AugmentConfig
+from dissonance.training.cache import ClipCache, Outcome
+from dissonance.training.cached_clip import CachedClip
+from dissonance.training.config import TrainConfig
+from dissonance.training.judge import ClipJudge, halve
+from dissonance.training.losses import LossConfig, LossTerms
+from dissonance.training.material import find_clips
+from dissonance.training.run import Console, load_train_config, train, write_text
+from dissonance.training.splits import of_split
+from dissonance.training.trainer import choose_device
+
+# What each row lays over the configuration: dotted keys and their values.
+ROWS: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    "carry_replace": {"model.visual.prompts.carry": "replace"},
+    "per_frame": {"model.visual.prompts.per_frame": True},
+    "readout_prompt": {"model.visual.prompts.readout": "prompt"},
+    "readout_cls_prompt": {"model.visual.prompts.readout": "cls+prompt"},
+    "no_visual_prompts": {"model.visual.prompts.count": 0},
+    "audio_prepend": {"model.audio.prompts.form": "prepend"},
+    "audio_none": {"model.audio.prompts.form": "none"},
+    "no_attended_sound": {"model.head.attended_sound": False},
+    "no_bce_visual": {"loss.bce_visual": 0.0},
+    "no_bce_audio": {"loss.bce_audio": 0.0},
+    "no_alpha": {"loss.alpha": 0.0},
+    "no_beta": {"loss.beta": 0.0},
+    "beta_on": {"loss.beta": LossConfig().beta},  # where the configuration has it off
+    "no_gamma": {"loss.gamma": 0.0},
+    "no_contrast_windows": {"loss.contrast_windows": 0.0},
+    "no_contrast_lag": {"loss.contrast_lag": 0.0},
+    "no_delta": {"loss.delta": 0.0},
+    "no_lambda_match": {"loss.lambda_match": 0.0},
+    "fused_from_start": {"fused_from": 0.0},
+    "no_mismatches": {"batch.mismatches": 0},
+    "no_augmentation": {f"augment.{name}": value for name, value in AugmentConfig.off().model_dump(mode="json", exclude_unset=True).items()},
+}
+
+FILE = "ablations.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run, as the command line says it. rows: names of ROWS, none for all; DEFAULT is always among them."""
+
+    config: Path
+    out: Path
+    seeds: int = 3
+    rows: Sequence[str] = ()
+    resume: bool = False
+
+    @property
+    def command(self) -> str:
+        """The command line that makes the same."""
+        chosen = [part for name in self.rows for part in ("--row", name)]
+        return shlex.join(["dissonance", "ablate", str(self.config), "-o", str(self.out), "--seeds", str(self.seeds), *chosen])
+
+
+def resolve_rows(base: TrainConfig, names: Sequence[str] = ()) -> tuple[dict[str, TrainConfig], dict[str, str]]:
+    """The configuration of each row, in the order of ROWS, and why the others of `names` (none: of all) are left out. Raises UsageError."""
+    if unknown := [name for name in names if name not in ROWS]:
+        raise UsageError(f"Invalid --row '{unknown[0]}'. Supported values are {', '.join(ROWS)}.")
+    rows, left_out = {DEFAULT: base}, {}
+    for name in ROWS:
+        if name == DEFAULT or (names and name not in names):
+            continue
+        try:
+            config = changed(base, ROWS[name])
+        except ConfigError as error:
+            left_out[name] = f"is not possible with this configuration: {error}"
+            continue
+        if _effect(config) == _effect(base):
+            left_out[name] = f"changes nothing here ({described(ROWS[name])})"
+        else:
+            rows[name] = config
+    return rows, left_out
+
+
+def changed(base: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """A configuration with other values under some dotted keys. Raises ConfigError where they do not go together."""
+    document = base.model_dump(mode="json")
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place = document
+        for name in path:
+            place = place[name]
+        place[last] = value
+    return parse_config(TrainConfig, document, origin=f"with {described(changes)}")
+
+
+def described(changes: Mapping[str, Any]) -> str:
+    """A row's changes in a line."""
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
+
+
+def _effect(config: TrainConfig) -> dict[str, Any]:
+    """All that a run depends on, once: a weight of the loss counts by what it multiplies to, and prompts that are not there have no form."""
+    assert isinstance(config.model, ModelConfig)
+    document = config.model_dump(mode="json", exclude={"loss": {*_LOSS_WEIGHTS}})
+    document["loss_weights"] = config.loss.weights
+    if config.model.visual.prompts.count == 0:
+        del document["model"]["visual"]["prompts"]
+    return document
+
+
+_LOSS_WEIGHTS = ("bce_visual", "bce_audio", "bce_fused", "lambda_match", "alpha", "beta", "gamma", "delta", "contrast_windows", "contrast_lag")
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+
+def ablate(request: Request, *, console: Console) -> dict[str, Any]:
+    """Do every run that OUT does not hold yet, seed by seed, and write the tables after each. Returns what `ablations.json` says.
+
+    Raises UsageError, ConfigError, and what `run.train` raises; a row that diverges costs its own runs only.
+    """
+    base = load_train_config(request.config)
+    rows, left_out = resolve_rows(base, request.rows)
+    for name, why in left_out.items():
+        console.tell(f"row {name} is left out: it {why}")
+    choose_device(base.device)
+    out = request.out.resolve()
+    book = _Book(request, base, left_out, _finished_runs(out, base, resume=request.resume))
+    runner = _Runner(base, out, console)
+    todo = [(seed, name) for seed in range(base.seed, base.seed + request.seeds) for name in rows if (name, seed) not in book.done]
+    total, spent_s = len(book.done) + len(todo), 0.0
+    for number, (seed, name) in enumerate(todo):
+        left = f", {_duration(spent_s / number * (len(todo) - number))} to go" if number else ""
+        console.tell(f"run {len(book.done) + 1} of {total}: {name}, seed {seed}{left}")
+        started_s = time.monotonic()
+        run = runner.run(name, seed, rows[name])
+        spent_s += time.monotonic() - started_s
+        book.add(run)
+        if run.failed is not None:
+            console.tell(f"{name}, seed {seed}, could not be trained: {run.failed}")
+        for state in ("last.safetensors", "best.safetensors"):  # of 60 runs these would fill a disk; model.safetensors holds the best weights
+            (runner.folder(name, seed) / state).unlink(missing_ok=True)
+    return book.document
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"about {minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"about {minutes} min"
+
+
+def _finished_runs(out: Path, base: TrainConfig, *, resume: bool) -> list[Run]:
+    """The runs that OUT holds. Raises UsageError where it is not free, or holds others."""
+    file = out / FILE
+    if not file.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise UsageError(f"'{out}' holds files, but no {FILE}. Choose an empty or a new folder.")
+        if resume:
+            raise UsageError(f"There are no ablations in '{out}' to resume. Leave --resume out.")
+        return []
+    if not resume:
+        raise UsageError(f"'{out}' holds ablations already. Pass --resume to go on with them, or choose another folder.")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        runs, config = [Run(**run) for run in found["runs"]], found["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"'{file}' cannot be read as ablations: {error!r}. Choose another folder.") from error
+    if unknown := {run.row for run in runs} - set(ROWS):
+        raise UsageError(f"'{file}' holds row '{min(unknown)}', which this release does not have. Choose another folder.")
+    if config != base.model_dump(mode="json"):
+        raise UsageError(
+            f"The ablations in '{out}' are of another configuration (see its {FILE}). Resume with the same one, or choose another folder."
+        )
+    return runs
+
+
+class _Book:
+    """The finished runs, on disk and here."""
+
+    def __init__(self, request: Request, base: TrainConfig, left_out: Mapping[str, str], runs: Sequence[Run]) -> None:
+        self._out = request.out.resolve()
+        self._facts = {
+            "command": request.command,
+            "config_file": str(request.config),
+            "machine": _machine(),
+            "left_out": left_out,
+            "config": base.model_dump(mode="json"),
+        }
+        self._runs = list(runs)
+        self.document: dict[str, Any] = {}  # as it was last written
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"Cannot write '{request.out}': {error.strerror or error}. Choose another folder.") from error
+        self.write()
+
+    @property
+    def done(self) -> set[tuple[str, int]]:
+        return {(run.row, run.seed) for run in self._runs}
+
+    def add(self, run: Run) -> None:
+        self._runs.append(run)
+        self.write()
+
+    def write(self) -> None:
+        changes = {name: described(row) for name, row in ROWS.items() if any(run.row == name for run in self._runs)}
+        facts = {**self._facts, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.document = as_document(facts, changes, self._runs)
+        write_text(self._out / FILE, json.dumps(self.document, indent=1, allow_nan=False) + "\n")
+        write_text(self._out / "ablations.md", markdown(self.document))
+
+
+class _Runner:
+    """Does runs, all on the same clips."""
+
+    def __init__(self, base: TrainConfig, out: Path, console: Console) -> None:
+        """Clips are drawn and cached where they are not yet."""
+        assert isinstance(base.model, ModelConfig)
+        self._clips_folder = out / "clips"
+        self._out, self._console = out, console
+        self._cache_folder = base.data.cache or out / "cache"
+        cores = available_cores()
+        clips, _ = find_clips(base.data, self._clips_folder, seed=base.seed, workers=cores, counted=console.counted)
+        self._cache = ClipCache(self._cache_folder, model=base.model, scan=base.scan)
+        self._entries = self._cache.build(clips, workers=cores, progress=console.caching).entries
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Of one run."""
+        return self._out / "runs" / f"{name}-{seed}"
+
+    def run(self, name: str, seed: int, row: TrainConfig) -> Run:
+        """Train, and measure the best weights on validation clips that did not select them. One that was interrupted is gone on with."""
+        config = row.model_copy(update={"seed": seed, "data": row.data.model_copy(update={"cache": self._cache_folder})})
+        folder = self.folder(name, seed)
+        resume = (folder / "config.json").is_file()
+        started_s = time.monotonic()
+        try:
+            result = train(config, folder, resume=resume, overwrite=False, console=_Steps(self._console), clips_folder=self._clips_folder)
+            seconds = time.monotonic() - started_s
+            network = load_checkpoint(result.checkpoint).network.to(choose_device(config.device))
+            clips, _ = find_clips(config.data, self._clips_folder, seed=seed, workers=1, counted=_unseen)
+            _, held_out = halve(of_split([clip for clip in clips if clip.uri in self._entries], "validation"), seed=seed)
+            scored = list(ClipJudge(config, self._open_clip).scores(network, held_out))
+        except (TrainingDivergedError, FloatingPointError) as error:
+            return Run(name, seed, failed=str(error))
+        cost = {
+            "seconds": None if resume else seconds,  # a part of them would say nothing
+            "steps": result.steps,
+            "best_step": result.best_step,
+            "trainable_parameters": count_parameters(network)["trainable"],
+        }
+        return Run(name, seed, figures=figures(scored), losses=_last_losses(folder / "log.jsonl"), cost=cost)
+
+    def _open_clip(self, uri: str) -> CachedClip:
+        return self._cache.open(self._entries[uri])
+
+
+def _last_losses(log: Path) -> dict[str, float]:
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    last = [line for line in lines if line["kind"] == "train"][-1]
+    return {field.name: last[field.name] for field in fields(LossTerms)}
+
+
+class _Steps:
+    """Passes a run's steps on, without what every run on the same clips says again."""
+
+    def __init__(self, console: Console) -> None:
+        self.training, self.step, self.validated = console.training, console.step, console.validated
+
+    def tell(self, line: str) -> None:
+        pass
+
+    def caching(self, done: int, total: int, uri: str, outcome: Outcome) -> None:
+        pass
+
+    def counted(self, what: str, total: int, items: Iterable[Any], /) -> Iterator[Any]:
+        return _unseen(what, total, items)
+
+
+def _unseen(_what: str, _total: int, items: Iterable[Any], /) -> Iterator[Any]:
+    return iter(items)
+
+
+def _machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{describe_machine()}, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
