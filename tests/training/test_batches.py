@@ -205,8 +205,10 @@ def test_the_fingerprint_is_of_content_and_labels_in_any_order() -> None:
         fingerprint(clips[:1], entries),
         fingerprint(clips, {"a": "2", "b": "1"}),
         fingerprint([clips[0], named("c", sound_fake=True)], {**entries, "c": "2"}),
-        fingerprint([clips[0], named("b", picture_fake=True)], entries),
+        fingerprint([clips[0], replace(clips[1], picture_fake=True)], entries),
+        fingerprint([clips[0], replace(clips[1], sound_fake=False)], entries),
+        fingerprint([clips[0], replace(clips[1], manipulation="another")], entries),
         fingerprint([clips[0], replace(clips[1], identity="another")], entries),
         fingerprint([clips[0], replace(clips[1], split="validation")], entries),
     ]
-    assert len({whole, *others}) == 7
+    assert len({whole, *others}) == 9

@@ -22,7 +22,7 @@ from tests.training.tiny import BINS, SIDE, named, shaken, tiny_model, tiny_run,
 
 @pytest.fixture(scope="module")
 def network() -> AudioVisualNetwork:
-    return shaken(build_network(tiny_model(), seed=1))
+    return shaken(build_network(tiny_model(), seed=6))  # of those in which each wrong label would change a figure
 
 
 def judged(count: int = 14) -> tuple[list[Clip], dict[str, CachedClip]]:

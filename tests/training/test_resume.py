@@ -31,7 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stops", [[4], [12], [21], [5, 9, 12, 13, 18]])
+@pytest.mark.parametrize("stops", [[4], [11], [21], [5, 9, 12, 13, 18]])
 def test_a_run_resumed_anywhere_ends_with_the_bytes_of_one_that_was_not(whole: Path, tmp_path: Path, stops: list[int]) -> None:
     """The state holds weights, temperature, moments and progress, so equal files are equal runs. 12 and 18 are right after a validation."""
     for number, step in enumerate(stops):

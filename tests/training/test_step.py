@@ -76,7 +76,7 @@ def test_pairs_are_what_the_network_says_of_each_picture_and_sound(form: str) ->
     torch.testing.assert_close(pairs.sounds.features[pairs.sound], expected.audio, **close)
     assert torch.equal(pairs.valid, batch.mask[again])
     for spread in (expected.logit_visual, expected.logit_audio, expected.logit_fused):
-        assert spread.std() > 1e-3  # far above the tolerance, or the comparison would say little
+        assert spread.std() > 1e-4  # ten times the tolerance, or the comparison would say little
 
 
 @torch.inference_mode()
@@ -97,7 +97,8 @@ def test_without_the_fused_head_the_rest_is_the_same() -> None:
 
 def test_without_the_fused_head_its_weights_have_no_gradient() -> None:
     network = shaken_network()
-    cost(network, MultiTaskLoss(LossConfig(), max_lag=3), mixed_batch(), fused=False, precision=torch.float32, seed=0).total.backward()  # type: ignore[no-untyped-call]
+    terms = cost(network, MultiTaskLoss(LossConfig(), max_lag=3), mixed_batch(), fused=False, precision=torch.float32, seed=0)
+    terms.total.backward()  # type: ignore[no-untyped-call]
     untouched = {name for name, parameter in network.named_parameters() if parameter.grad is None}
     assert untouched == {name for name, _ in network.named_parameters() if name.startswith(("head.fusion.", "head.tail.fused."))}
 

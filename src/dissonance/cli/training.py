@@ -74,7 +74,7 @@ def train(
         print(json.dumps(jsonable(result)))
     else:
         for line in training_lines(result):
-            stdout().print(line, markup=False, highlight=False)
+            stdout().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @commands.command(epilog="Example: dissonance ablate configs/train/ablations.yaml -o runs/ablations     Go on with it: add --resume")
@@ -83,7 +83,7 @@ def ablate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for clips, cache, runs and tables.")],
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row: with the config's seed, the next, and so on.")] = 3,
     row: Annotated[
-        list[str] | None, typer.Option(help="A row of the table; repeat it. default is always among them. [default: all]", metavar="NAME")
+        list[str] | None, typer.Option(help="A row of the table, all unless given; repeat it. The row default is always among them.", metavar="NAME")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the ablations in --out: what is finished is not done again.")] = False,
     as_json: JsonOption = False,

@@ -118,6 +118,9 @@ def described(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
 
 
+_LOSS_WEIGHTS = ("bce_visual", "bce_audio", "bce_fused", "lambda_match", "alpha", "beta", "gamma", "delta", "contrast_windows", "contrast_lag")
+
+
 def _effect(config: TrainConfig) -> dict[str, Any]:
     """All that a run depends on, once: a weight of the loss counts by what it multiplies to, and prompts that are not there have no form."""
     assert isinstance(config.model, ModelConfig)
@@ -126,9 +129,6 @@ def _effect(config: TrainConfig) -> dict[str, Any]:
     if config.model.visual.prompts.count == 0:
         del document["model"]["visual"]["prompts"]
     return document
-
-
-_LOSS_WEIGHTS = ("bce_visual", "bce_audio", "bce_fused", "lambda_match", "alpha", "beta", "gamma", "delta", "contrast_windows", "contrast_lag")
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
