@@ -33,12 +33,17 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("command", [[], ["scan"], ["inspect"], ["synth"], ["export"], ["doctor"], ["bench"], ["bench", "run"]])
+COMMANDS = [[], *([name] for name in ("scan", "inspect", "synth", "train", "evaluate", "ablate", "export", "doctor", "bench")), ["bench", "run"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help(cli: Cli, command: list[str]) -> None:
     done = cli(*command, "--help")
     assert done.returncode == 0
     if command and command != ["bench"]:
         assert "Example: dissonance " + " ".join(command) in " ".join(done.stdout.split())
+    if command == ["synth"]:
+        assert "[default: mostly 1]" in " ".join(done.stdout.split())  # our own words are no markup
 
 
 def picture(value: int = 90) -> np.ndarray:

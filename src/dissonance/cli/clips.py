@@ -20,20 +20,20 @@ def synth(
     count: Annotated[int, typer.Option(min=1, help="How many clips.")] = 20,
     seed: Annotated[int, typer.Option(help="Same seed, same clips.")] = 0,
     shift: Annotated[int, typer.Option(help="All clips real, their sound moved so many frames later.")] = 0,
-    people: Annotated[int | None, typer.Option(min=1, max=2, help="Faces in each clip; one speaks. [default: mostly 1]")] = None,
-    duration: Annotated[float | None, typer.Option(help="Seconds a clip. [default: 4]")] = None,
-    size: Annotated[str | None, typer.Option(help="Picture size. [default: 320x240]", metavar="WxH")] = None,
+    people: Annotated[int | None, typer.Option(min=1, max=2, help="Faces in each clip; one speaks. \\[default: mostly 1]")] = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds a clip. \\[default: 4]")] = None,
+    size: Annotated[str | None, typer.Option(help="Picture size. \\[default: 320x240]", metavar="WxH")] = None,
     forgery: Annotated[
         list[str] | None,
         typer.Option(
             help="Kinds to take in turn: none, visual_timing, visual_artefact, audio_timing, audio_artefact, both; repeat it. "
-            "[default: all of them, half of the clips real]",
+            "\\[default: all of them, half of the clips real]",
             metavar="KIND",
         ),
     ] = None,
     renderer: Annotated[Literal["relief", "cel"], typer.Option(help="Style of faces and voices.")] = "relief",
     compression: Annotated[
-        list[str] | None, typer.Option(help="c18, c23, c28 or c35 (H.264 crf, with AAC to match); repeat it to mix. [default: c23]", metavar="LEVEL")
+        list[str] | None, typer.Option(help="c18, c23, c28 or c35 (H.264 crf, AAC to match); repeat it to mix. \\[default: c23]", metavar="LEVEL")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw; 0: one per core.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier synthetic data set in DIR.")] = False,
