@@ -22,9 +22,10 @@ demo: $(VENV)/.scan
 	$(BIN)/dissonance synth demo/clips --count 12 --seed 7
 	$(BIN)/dissonance scan demo/clips -o demo/out
 
-# Trains the bundle that ships, from nothing: clips, cache, training, calibration, export. Less than an hour on two cores.
+# Trains the demo bundle from nothing: clips, cache, training, calibration, export. Meant to take less than an hour on two cores.
 demo-bundle: $(VENV)/.test
-	$(BIN)/dissonance train configs/train/demo.yaml -o runs/demo --overwrite
+	rm -rf runs/demo
+	$(BIN)/dissonance train configs/train/demo.yaml -o runs/demo
 	$(BIN)/dissonance export runs/demo -o src/dissonance/bundles/demo --overwrite
 
 lint: $(VENV)/.test

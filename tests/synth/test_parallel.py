@@ -1,5 +1,6 @@
 """Clips drawn by several processes: the same files as one makes, the same errors, and nobody left behind, however it ends."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -173,6 +174,7 @@ def command(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job is born ignoring Ctrl-C
     )
     assert process.stdout is not None
     assert "RealVideo" in process.stdout.readline(), process.communicate()

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -222,7 +220,7 @@ def test_an_interrupted_run_on_a_data_set_ends_as_one_that_was_not(
     assert f"dissonance export {tmp_path}/whole/model.safetensors" in " ".join(whole.stdout.split())
 
     def interrupted(*_: object, **__: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        raise KeyboardInterrupt  # what Ctrl-C does to the main thread
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainProgress, "validated", interrupted)

@@ -106,7 +106,7 @@ def test_without_the_fused_head_its_weights_have_no_gradient() -> None:
 @torch.inference_mode()
 def test_the_cost_of_mismatched_pairs_is_the_slow_one() -> None:
     network, batch = shaken_network(), mixed_batch()
-    config = LossConfig(margin=0.1, tau=0.2)
+    config = LossConfig(margin=-0.9, tau=0.2)  # so that every mismatch costs something
     pairs, logits = forward(network, batch, fused=True)
     crossed = draw_cross_pairs(pairs, max_shift=3, generator=torch.Generator().manual_seed(11))
     assert crossed.cross is not None

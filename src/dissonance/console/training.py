@@ -41,6 +41,7 @@ class TrainProgress:
 
     def counted(self, what: str, total: int, items: Iterable[Item], /) -> Iterator[Item]:
         """Pass items on."""
+        self._end()
         return counted(self._console, what, total, items)
 
     def caching(self, done: int, total: int, uri: str, outcome: str) -> None:

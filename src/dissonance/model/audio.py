@@ -15,9 +15,9 @@ from dissonance.config import AudioConfig
 from dissonance.model.layer import TransformerLayer, score_bias
 
 PROMPT_STD = 0.02
-# Whisper's positions have a size of 0.7 and would drown what convolutions of random weights say of the sound, so that a small encoder that starts
-# from nothing learns very late: there the positions are this much smaller, and the convolutions keep the size of what they are given.
-POSITION_SCALE_FROM_SCRATCH = 0.1
+# Whisper's positions have a size of 0.7 and would drown what convolutions of torch's usual random weights (0.1) say of the sound: an encoder that
+# starts from nothing would learn very late. There the convolutions keep the size of what they are given, times this.
+GAIN_FROM_SCRATCH = 4.0
 MEL_FRAMES_PER_FRAME = 4  # 100 mel frames a second, 25 video frames
 TOKENS_PER_FRAME = 2  # conv2 has stride 2
 
@@ -55,11 +55,11 @@ class AudioEncoder(nn.Module):
         size, form = config.hidden_size, config.prompts.form
         self.conv1 = nn.Conv1d(config.mel_bins, size, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(size, size, kernel_size=3, stride=2, padding=1)
-        scratch = config.backbone is None
-        self.register_buffer("embed_positions", sinusoids(config.max_positions, size) * (POSITION_SCALE_FROM_SCRATCH if scratch else 1.0))
-        if scratch:
-            for convolution in (self.conv1, self.conv2):
-                nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        self.register_buffer("embed_positions", sinusoids(config.max_positions, size))
+        if config.backbone is None:
+            nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(self.conv2.weight, nonlinearity="relu")
+            self.conv2.weight.data *= GAIN_FROM_SCRATCH
         self.layers = nn.ModuleList(TransformerLayer(size, config.heads, config.intermediate_size, key_bias=False) for _ in range(config.layers))
         self.layer_norm = nn.LayerNorm(size)
         residual = config.layers if form == "residual" else 0

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from dissonance.config import ModelConfig, parse_config
+from dissonance.engine.scan.sink import write_text
 from dissonance.errors import ConfigError, OutputError, TrainingDivergedError, UsageError
 from dissonance.machine import available_cores, describe_machine
 from dissonance.model.checkpoint import load_checkpoint
@@ -31,7 +32,7 @@ from dissonance.training.config import TrainConfig
 from dissonance.training.judge import ClipJudge, halve
 from dissonance.training.losses import LossConfig, LossTerms
 from dissonance.training.material import find_clips
-from dissonance.training.run import Console, load_train_config, train, write_text
+from dissonance.training.run import Console, load_train_config, train
 from dissonance.training.splits import of_split
 from dissonance.training.trainer import choose_device
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from dissonance.bundle import DEMO, Bundle, open_bundle
 from dissonance.config import ScanConfig
 from dissonance.engine.runtime import open_runtime
-from dissonance.engine.scan.sink import replacing
+from dissonance.engine.scan.sink import write_text
 from dissonance.errors import OutputError, UsageError
 from dissonance.machine import available_cores
 from dissonance.training.datasets import DatasetConfig, open_dataset
@@ -197,9 +197,9 @@ def _write(
         report["leading_silence_trimmed"] = figures(trimmed.clips, **options)
     plots = _plots(request.out, whole.clips, trimmed.clips if trimmed is not None else None, bundle)
     document = as_json(report)
-    _write_text(request.out / "clips.jsonl", "".join(json.dumps(line) + "\n" for line in _lines(whole, trimmed)))
-    _write_text(request.out / "report.md", _markdown(document, plots))
-    _write_text(request.out / "report.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_text(request.out / "clips.jsonl", "".join(json.dumps(line) + "\n" for line in _lines(whole, trimmed)))
+    write_text(request.out / "report.md", _markdown(document, plots))
+    write_text(request.out / "report.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
     return dict(document)
 
 
@@ -245,11 +245,3 @@ def _plots(out: Path, rows: Sequence[ScoredClip], trimmed: Sequence[ScoredClip] 
     durations = [row.duration_s for row in timed]
     paths.append(plot_score_against_duration(out / "score_against_duration.png", scores, labels, durations, title="p_fake against duration"))
     return [*paths, plot_reliability(out / "reliability.png", curves, title="reliability")]
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"Cannot write '{path}': {error.strerror or error}. Free some space, or choose another folder.") from error

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 
 from dissonance.config import ModelConfig, load_config, load_preset
-from dissonance.engine.scan.sink import replacing
+from dissonance.engine.scan.sink import write_text
 from dissonance.errors import OutputError, UsageError
 from dissonance.machine import available_cores
 from dissonance.model.backbone import load_backbones
@@ -192,15 +192,6 @@ def _prepare(out: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(as_json(row)) + "\n" for row in rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    """A file that is whole or not there. Raises OutputError."""
-    try:
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"Cannot write '{path}': {error.strerror or error}. Free some space, or choose another folder.") from error
 
 
 def _keep_freed_memory() -> None:

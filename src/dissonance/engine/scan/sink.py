@@ -20,6 +20,7 @@ from dissonance.config import ExecutionConfig
 from dissonance.engine.scan.ledger import Ledger, Stamp
 from dissonance.engine.scan.rows import TABLES, Row
 from dissonance.engine.scan.verdict import FileVerdict
+from dissonance.errors import OutputError
 
 
 def _sync_folder(folder: Path) -> None:
@@ -42,6 +43,15 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file at once: it is whole or not there. Raises OutputError."""
+    try:
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"Cannot write '{path}': {error.strerror or error}. Free some space, or choose another folder.") from error
 
 
 class Sink:
