@@ -1,5 +1,6 @@
 """What reads outside bytes raises its documented errors and nothing else, however the bytes were made; and what fuzzing found once stays mended."""
 
+import traceback
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ FOUND = [
 ]
 
 
+def undocumented(name: str, data: bytes) -> str | None:
+    """What came out of a reader that should not have."""
+    try:
+        TARGETS[name].check(data)
+    except Exception:
+        return traceback.format_exc()
+    return None
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_only_documented_errors_come_out(name: str, tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris is not installed: pip install 'dissonance[test]' on Linux with Python 3.11")
@@ -34,10 +44,9 @@ def test_only_documented_errors_come_out(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_seed_is_an_input_that_the_reader_takes_or_refuses(name: str) -> None:
-    for data in TARGETS[name].seeds:
-        TARGETS[name].check(data)
+    assert [found for data in TARGETS[name].seeds if (found := undocumented(name, data))] == []
 
 
 @pytest.mark.parametrize(("name", "data"), FOUND)
 def test_what_was_found_once_stays_mended(name: str, data: bytes) -> None:
-    TARGETS[name].check(data)
+    assert undocumented(name, data) is None

@@ -398,4 +398,3 @@ def test_the_shipped_configuration_has_all_rows() -> None:
     rows, left_out = resolve_rows(base)
     assert set(left_out) == {"no_beta"}
     assert set(rows) == set(ROWS) - {"no_beta"}
-    assert (base.fused_from_step, base.steps) == (108, 240)

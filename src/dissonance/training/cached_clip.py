@@ -108,11 +108,6 @@ class CachedClip:
         found = self.tracks[track]
         return [found.first_frame + start for start in window_starts(found.frames, model)]
 
-    def lags(self, first_frame: int, *, frames: int, most: int) -> list[int]:
-        """The lags of at most `most` frames either way at which a window has its sound from inside the clip: no silence is made up."""
-        last = self.sound_frames - frames
-        return [lag for lag in range(-most, most + 1) if self.begin <= first_frame - lag <= last]
-
     def sound(self, first_frame: int, frames: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Mel (bins, 4 frames), normalised over these frames, and speech (frames,). Beyond the sound's end there is silence, as in a scan.
 
@@ -126,7 +121,7 @@ class CachedClip:
     def window(self, track: int, first_frame: int, *, frames: int, lag: int = 0) -> CachedWindow:
         """The window of `frames` frames of a track from `first_frame` on, its sound `lag` frames later than in the file.
 
-        `lags` tells which can be had. Raises ValueError, a bug of the caller, for a place outside the track.
+        Raises ValueError, a bug of the caller, for a place outside the track.
         """
         found = self.tracks[track]
         valid = min(frames, found.frames)
