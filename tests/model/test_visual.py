@@ -83,11 +83,35 @@ def test_per_frame_without_an_index_is_refused(theirs: CLIPVisionModel, tmp_path
         ours_with(theirs, tmp_path, per_frame=True)(torch.rand(1, 3, 16, 16))
 
 
-def test_positions_start_at_half_a_deviation_from_scratch_only() -> None:
-    def deviation(backbone: str | None) -> float:
-        config = tiny_config()
-        visual = config.visual.model_copy(update={"image_size": 64, "patch_size": 4, "backbone": backbone})
-        return VisualEncoder(visual, frames=FRAMES).position_embedding.weight.std().item()
+def starting(backbone: str | None) -> VisualEncoder:
+    visual = tiny_config().visual.model_copy(update={"hidden_size": 64, "image_size": 64, "backbone": backbone})
+    torch.manual_seed(2)
+    return VisualEncoder(visual, frames=FRAMES)
 
-    assert deviation(None) == pytest.approx(0.5, rel=0.1)
-    assert deviation("some/clip") == pytest.approx(0.02, rel=0.1)
+
+def test_positions_start_at_half_a_deviation_from_scratch_only() -> None:
+    assert starting(None).position_embedding.weight.std().item() == pytest.approx(0.5, rel=0.1)
+    assert starting("some/clip").position_embedding.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@torch.inference_mode()
+def test_half_of_the_patches_filters_start_blind_to_the_mean_from_scratch_only() -> None:
+    """On pictures of one colour they say nothing; on noise they are six times as loud as the others."""
+    plain, noise = torch.rand(1, 3, 1, 1).expand(1, 3, 64, 64), torch.randn(4, 3, 64, 64)
+    ours, theirs = starting(None).patch_embedding, starting("some/clip").patch_embedding
+    assert ours(plain)[:, :32].abs().max() < 1e-5
+    assert ours(plain)[:, 32:].abs().max() > 0.1
+    assert theirs(plain)[:, :32].abs().max() > 0.1
+    assert (ours(noise)[:, :32].std() / ours(noise)[:, 32:].std()).item() == pytest.approx(6, rel=0.05)
+    assert (theirs(noise)[:, :32].std() / theirs(noise)[:, 32:].std()).item() == pytest.approx(1, rel=0.05)
+
+
+@torch.inference_mode()
+def test_matrices_keep_the_variance_of_what_they_are_given_from_scratch_only() -> None:
+    for backbone, expected in ((None, 1.0), ("some/clip", 1 / 3)):
+        for layer in starting(backbone).layers:
+            attention = layer.self_attn
+            for matrix in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, layer.fc1, layer.fc2):
+                given = torch.randn(4000, matrix.in_features)
+                assert matrix(given).var().item() == pytest.approx(expected, rel=0.15)
+                assert bool((matrix.bias == 0).all()) == (backbone is None)

@@ -80,7 +80,7 @@ OF_MATCH = {"no_alpha", "no_beta", "beta_on", "no_gamma", "no_delta", "no_contra
         ({"loss": {"lambda_match": 0.0}}, OF_MATCH, set()),
         ({"loss": {"bce_audio": 0.0, "bce_fused": 0.0, "lambda_match": 0.0}}, OF_MATCH | {"no_bce_audio"}, {"no_bce_visual"}),
         ({"fused_from": 0.0}, {"beta_on", "fused_from_start"}, set()),
-        ({"batch": {"windows": 4, "mismatches": 0, "apart_frames": 3}}, {"beta_on", "no_mismatches"}, set()),
+        ({"batch": {"windows": 4, "mismatches": 0, "apart_frames": 3}}, {"beta_on", "no_mismatches", "no_glimpses"}, set()),
         ({"augment": tiny_run().augment}, {"beta_on", "no_augmentation"}, set()),
         (
             {"model": tiny_model(prompts={"count": 0})},

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dissonance.training.augment import AugmentConfig
 from dissonance.training.batches import Batch, Names, Sample, SampleLoader, batches, collate, fingerprint
@@ -145,11 +146,14 @@ def test_a_face_that_goes_before_the_first_word_keeps_its_silence() -> None:
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
+GLIMPSING = APART.model_copy(update={"glimpses": 2})
+
+
 def stream(first_step: int, *, loader: SampleLoader | None = None) -> Iterator[Batch]:
     labels, clips = toy_set(8)
-    loader = loader or loader_of(clips.__getitem__, batch=APART, augment=AugmentConfig())
+    loader = loader or loader_of(clips.__getitem__, batch=GLIMPSING, augment=AugmentConfig())
     names = Names([label.uri for label in labels]), Names([label.identity for label in labels])
-    return batches(BalancedSampler(labels, seed=3), loader, windows=4, first_step=first_step, clips=names[0], identities=names[1])
+    return batches(BalancedSampler(labels, seed=3), loader, config=GLIMPSING, first_step=first_step, clips=names[0], identities=names[1])
 
 
 def take(count: int, first_step: int) -> list[Batch]:
@@ -160,8 +164,50 @@ def take(count: int, first_step: int) -> list[Batch]:
 @pytest.mark.parametrize("step", [1, 2, 5])
 def test_a_stream_that_begins_at_a_step_is_the_whole_stream_from_there(step: int) -> None:
     for expected, found in zip(take(7, 0)[step:], take(7 - step, step), strict=True):
-        for field in fields(Batch):
-            assert torch.equal(getattr(expected, field.name), getattr(found, field.name)), field.name
+        for name, tensor in tensors_of(expected):
+            assert torch.equal(tensor, dict(tensors_of(found))[name]), name
+
+
+def tensors_of(batch: Batch) -> list[tuple[str, Tensor]]:
+    assert batch.glimpses is not None
+    own = [(name, value) for name, value in vars(batch).items() if name != "glimpses"]
+    return own + [(f"glimpses.{name}", value) for name, value in vars(batch.glimpses).items()]
+
+
+def test_a_step_takes_its_windows_and_then_its_glimpses_from_one_deck() -> None:
+    labels, clips = toy_set(8)
+    sampler, loader = BalancedSampler(labels, seed=3), loader_of(clips.__getitem__, batch=GLIMPSING, augment=AugmentConfig())
+    for step, batch in enumerate(take(3, 0)):
+        windows = [loader.load(sampler.draw(6 * step + place)) for place in range(4)]
+        glimpses = [loader.glimpse(sampler.draw(6 * step + place)) for place in (4, 5)]
+        assert batch.glimpses is not None
+        np.testing.assert_array_equal(batch.pixels.numpy(), np.stack([sample.crops for sample in windows]))
+        np.testing.assert_array_equal(batch.glimpses.pixels.numpy(), np.stack([glimpse.crops for glimpse in glimpses]))
+        np.testing.assert_array_equal(batch.glimpses.mel.numpy(), np.stack([glimpse.mel for glimpse in glimpses]))
+        assert batch.glimpses.picture_fake.tolist() == [glimpse.draw.clip.picture_fake for glimpse in glimpses]
+        assert batch.glimpses.sound_fake.tolist() == [glimpse.draw.clip.sound_fake for glimpse in glimpses]
+
+
+def test_a_glimpse_is_the_first_frames_of_a_window_and_all_of_its_sound() -> None:
+    """Of frames 2 to 31 of 40, from any place on, bit for bit."""
+    clip = toy_clip(0, frames=40, tracks=[(2, 30)])
+    loader = loader_of(lambda _: clip, batch=GLIMPSING)
+    firsts = set()
+    for number in DRAWS:
+        glimpse = loader.glimpse(Draw(number, named("real"), 7))
+        assert glimpse.crops.shape == (GLIMPSING.glimpse_frames, SIDE, SIDE, 3)
+        (first,) = (first for first in range(2, 32 - FRAMES + 1) if np.array_equal(clip.window(0, first, frames=FRAMES).mel, glimpse.mel))
+        np.testing.assert_array_equal(glimpse.crops, clip.window(0, first, frames=FRAMES).crops[: GLIMPSING.glimpse_frames])
+        assert glimpse.mask.all()
+        firsts.add(first)
+    assert firsts == set(range(2, 32 - FRAMES + 1))
+
+
+def test_a_glimpse_of_a_short_track_is_masked_where_it_ends() -> None:
+    clip = toy_clip(0, frames=12, tracks=[(4, 5)])
+    glimpse = loader_of(lambda _: clip, batch=GLIMPSING).glimpse(Draw(0, named("real"), 7))
+    assert glimpse.mask.tolist() == [True] * 5 + [False] * (FRAMES - 5)
+    np.testing.assert_array_equal(glimpse.mel, clip.window(0, 4, frames=FRAMES).mel)
 
 
 def test_a_batch_lists_own_sounds_first_then_the_other_moments_of_the_real() -> None:

@@ -35,7 +35,7 @@ from tests.training.tiny import named, tiny_model
 Run = Callable[..., subprocess.CompletedProcess[str]]
 TINY = tiny_model()
 STEPS = {
-    "batch": {"windows": 4, "mismatches": 1, "apart_frames": 3},
+    "batch": {"windows": 4, "mismatches": 1, "apart_frames": 3, "glimpses": 2},
     "optimiser": {"warmup_steps": 2},
     "steps": 8,
     "fused_from": 0.25,
@@ -276,6 +276,8 @@ def test_a_folder_is_not_written_over_unasked(trained: tuple[Path, subprocess.Co
         ({"optimiser": {"momentum": 0.9}}, "optimiser.momentum: unknown key"),
         ({"steps": 0}, r"steps: .*got 0"),
         ({"batch": {"windows": 5}}, r"batch\.windows: .*got 5"),
+        ({"batch": {"glimpse_frames": 9}}, "batch.glimpse_frames 9 is more than the model's 8 frames"),
+        ({"batch": {"glimpse_frames": 33}, "model": "demo"}, "batch.glimpse_frames 33 is more than the model's 32 frames"),
         ({"data": {}}, "give either dataset or synthetic"),
         ({"data": {"synthetic": {}, "leave_out": ["wav2lip"]}}, "split and leave_out are for a dataset"),
         ({"data": {"synthetic": {"train_forgeries": ["none"]}}}, "needs 'none' and at least one forgery"),

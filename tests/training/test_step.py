@@ -1,20 +1,22 @@
 """One pass over a batch, against the whole network's own forward pass and the slow losses."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import log_loss
 
 from dissonance.model.network import AudioVisualNetwork, build_network
-from dissonance.training.batches import Batch, Names, collate
+from dissonance.training.batches import Batch, Names, collate, stack
 from dissonance.training.config import BatchConfig
 from dissonance.training.losses import LossConfig, MultiTaskLoss
 from dissonance.training.pairs import draw_cross_pairs
 from dissonance.training.sampling import Draw
 from dissonance.training.step import cost, forward, pixels_of
 from tests.training.slow_losses import Case, slow_losses
-from tests.training.tiny import loader_of, named, shaken, tiny_model, tiny_run, toy_clip
+from tests.training.tiny import FRAMES, loader_of, named, shaken, tiny_model, tiny_run, toy_clip
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -142,8 +144,41 @@ def test_the_cost_of_mismatched_pairs_is_the_slow_one() -> None:
 
 
 @torch.inference_mode()
+def test_glimpses_count_in_the_cost_of_the_single_heads_like_windows() -> None:
+    """The mean over own windows and glimpses, each as scikit-learn's log_loss has it; nothing else changes."""
+    network, batch = shaken_network(), mixed_batch()
+    clip = toy_clip(5, frames=40)
+    loader = loader_of(lambda _: clip, batch=BatchConfig(windows=4, glimpses=4))
+    labels = [named("a"), named("b", picture_fake=True), named("c", sound_fake=True), named("d", picture_fake=True)]
+    glimpses = [loader.glimpse(Draw(number, label, 5)) for number, label in enumerate(labels)]
+    short = glimpses[0].mask.copy()
+    short[1:] = False  # of its two frames one is there
+    stacked = stack([replace(glimpses[0], mask=short), *glimpses[1:]])
+    loss = MultiTaskLoss(LossConfig(), max_lag=3)
+
+    def terms(batch: Batch) -> dict[str, float]:
+        return cost(network, loss, batch, fused=True, precision=torch.float32, seed=0).as_floats()
+
+    without, found = terms(batch), terms(replace(batch, glimpses=stacked))
+    silence = torch.zeros(4, FRAMES - 2, *stacked.pixels.shape[2:], dtype=torch.uint8)
+    whole = torch.cat([stacked.pixels, silence], dim=1)
+    seen = stacked.mask & (torch.arange(FRAMES) < 2)
+    of_picture = network(pixels_of(whole), stacked.mel, seen).logit_visual
+    of_sound = network(pixels_of(whole), stacked.mel, stacked.mask).logit_audio
+    for name, logits, fake in (("bce_visual", of_picture, stacked.picture_fake), ("bce_audio", of_sound, stacked.sound_fake)):
+        own = log_loss(fake.numpy(), torch.sigmoid(logits).double().numpy(), labels=[False, True])
+        assert found[name] == pytest.approx((batch.windows * without[name] + 4 * own) / (batch.windows + 4), abs=1e-5)
+        assert abs(found[name] - without[name]) > 1e-3
+    assert {name: value for name, value in found.items() if name not in ("bce_visual", "bce_audio", "total")} == {
+        name: value for name, value in without.items() if name not in ("bce_visual", "bce_audio", "total")
+    }
+
+
+@torch.inference_mode()
 def test_bfloat16_costs_about_the_same_and_is_summed_in_float32() -> None:
     network, batch = shaken_network(), mixed_batch()
+    clip = toy_clip(5, frames=40)
+    batch = replace(batch, glimpses=stack([loader_of(lambda _: clip).glimpse(Draw(0, named("a"), 5))]))
     loss = MultiTaskLoss(LossConfig(), max_lag=3)
     wide, narrow = (cost(network, loss, batch, fused=True, precision=precision, seed=0) for precision in (torch.float32, torch.bfloat16))
     assert narrow.total.dtype == torch.float32

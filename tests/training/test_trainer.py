@@ -22,7 +22,7 @@ from dissonance.training.losses import MultiTaskLoss
 from dissonance.training.sampling import BalancedSampler, Draw
 from dissonance.training.step import cost
 from dissonance.training.trainer import Progress, choose_device, make_optimiser
-from tests.training.tiny import RUN, WINDOWS, Untold, another, loader_of, loader_stopped_at, log_lines, tiny_model, tiny_run, toy_set, trainer_of
+from tests.training.tiny import DRAWS, RUN, Untold, another, loader_of, loader_stopped_at, log_lines, tiny_model, tiny_run, toy_set, trainer_of
 
 # ------------------------------------------------------------------------------------------------------------ the steps
 
@@ -42,7 +42,7 @@ def test_the_loop_is_a_plain_loop(tmp_path: Path) -> None:
     labels, clips = toy_set(8)
     names = Names([label.uri for label in labels]), Names([label.identity for label in labels])
     loader, sampler = loader_of(clips.__getitem__, config=config), BalancedSampler(labels, seed=0)
-    stream = batches(sampler, loader, windows=WINDOWS, first_step=0, clips=names[0], identities=names[1])
+    stream = batches(sampler, loader, config=config.batch, first_step=0, clips=names[0], identities=names[1])
     norms = []
     for step in range(10):
         for parameter in parameters:
@@ -147,9 +147,9 @@ def test_picture_and_sound_that_belong_together_are_learnt(tmp_path: Path) -> No
     assert not isinstance(config.model, str)
     labels, clips = toy_set(8, seed=5)
     names = Names([label.uri for label in labels]), Names([label.identity for label in labels])
-    stream = batches(
-        BalancedSampler(labels, seed=9), loader_of(clips.__getitem__, config=config), windows=16, first_step=0, clips=names[0], identities=names[1]
-    )
+    many = config.batch.model_copy(update={"windows": 16})
+    loader = loader_of(clips.__getitem__, config=config)
+    stream = batches(BalancedSampler(labels, seed=9), loader, config=many, first_step=0, clips=names[0], identities=names[1])
     unseen = next(stream)
     stream.close()
 
@@ -171,7 +171,7 @@ def test_a_loss_that_is_no_number_is_told_before_anything_is_kept_of_it(tmp_path
     class Broken(SampleLoader):
         def load(self, draw: Draw) -> Sample:
             sample = super().load(draw)
-            return replace(sample, mel=sample.mel * np.nan) if draw.number == 2 * WINDOWS else sample
+            return replace(sample, mel=sample.mel * np.nan) if draw.number == 2 * DRAWS else sample
 
     with pytest.raises(TrainingDivergedError, match=r"at step 3: training has diverged.*optimiser\.learning_rate \(0\.003\)"):
         trainer_of(another(checkpoint_every=1), tmp_path, kind=Broken).run(Untold())

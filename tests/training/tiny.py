@@ -89,11 +89,11 @@ def toy_set(count: int, *, seed: int = 0) -> tuple[list[Clip], Mapping[str, Cach
 
 
 def tiny_run(**changes: Any) -> TrainConfig:
-    """Steps of four windows, everything on, nothing augmented."""
+    """Steps of four windows and two glimpses, everything on, nothing augmented."""
     document = {
         "model": tiny_model(),
         "data": {"synthetic": {}},
-        "batch": {"windows": 4, "mismatches": 1, "apart_frames": 3},
+        "batch": {"windows": 4, "mismatches": 1, "apart_frames": 3, "glimpses": 2},
         "augment": OFF,
         "optimiser": {"warmup_steps": 3},
         "steps": 12,
@@ -166,7 +166,7 @@ def trainer_of(
 RUN = tiny_run(
     steps=22, fused_from=0.4, validate_every=6, checkpoint_every=4, optimiser={"warmup_steps": 3, "learning_rate": 3e-3}, loss={"tau": 0.2}
 )
-WINDOWS = RUN.batch.windows
+DRAWS = RUN.batch.windows + RUN.batch.glimpses  # a step
 
 
 def loader_stopped_at(step: int) -> type[SampleLoader]:
@@ -174,7 +174,7 @@ def loader_stopped_at(step: int) -> type[SampleLoader]:
 
     class Stopped(SampleLoader):
         def load(self, draw: Draw) -> Sample:
-            if draw.number == step * WINDOWS:
+            if draw.number == step * DRAWS:
                 raise KeyboardInterrupt
             return super().load(draw)
 
@@ -184,7 +184,7 @@ def loader_stopped_at(step: int) -> type[SampleLoader]:
 def log_lines(folder: Path) -> list[dict[str, Any]]:
     """Of a run, without rates."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "windows_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key != "steps_per_s"} for line in lines]
 
 
 def another(**changes: Any) -> TrainConfig:

@@ -8,13 +8,13 @@ import typer
 from dissonance.cli.options import JsonOption
 
 commands = typer.Typer()
-bench_commands = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
+bench_commands = typer.Typer(help="Measure speed, as ratios within one run, and what the demo bundle knows.", no_args_is_help=True)
 commands.add_typer(bench_commands, name="bench")
 
 
 @bench_commands.command("run", epilog="Example: dissonance bench run cpu-decode")
 def bench_run(
-    rung: Annotated[str, typer.Argument(help="What to measure: cpu-decode, isolation.")],
+    rung: Annotated[str, typer.Argument(help="What to measure: cpu-decode, isolation, demo-bundle, clip-length.")],
     save: Annotated[bool, typer.Option("--save", help="Append the results to bench/results/.")] = False,
     as_json: JsonOption = False,
 ) -> None:

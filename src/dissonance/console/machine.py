@@ -19,7 +19,7 @@ def bench_table(rung: str, rows: Iterable[dict[str, Any]]) -> Table:
     table = Table("what", "value", "limit", "holds", "how", title=escape(rung), title_justify="left")
     for row in rows:
         holds = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[row["holds"]]
-        table.add_row(escape(row["what"]), number(row["value"], 2), escape(row["limit"] or ""), holds, escape(row["how"]))
+        table.add_row(escape(row["what"]), number(row["value"]), escape(row["limit"] or ""), holds, escape(row["how"]))
     return table
 
 

@@ -69,6 +69,14 @@ class TransformerLayer(nn.Module):
         self.fc1 = nn.Linear(size, intermediate_size)
         self.fc2 = nn.Linear(intermediate_size, size)
 
+    def start_from_scratch(self) -> None:
+        """Every matrix keeps the variance of what it is given (LeCun et al., Efficient BackProp, 1998); torch's own start divides it by three."""
+        attention = self.self_attn
+        for matrix in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, self.fc1, self.fc2):
+            nn.init.normal_(matrix.weight, std=matrix.in_features**-0.5)
+            if matrix.bias is not None:
+                nn.init.zeros_(matrix.bias)
+
     def forward(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
         """`hidden` (batch, tokens, size), `bias` as `score_bias` gives it -> (batch, tokens, size)."""
         hidden = hidden + self.self_attn(self.layer_norm1(hidden), bias)

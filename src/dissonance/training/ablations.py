@@ -59,6 +59,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "no_lambda_match": {"loss.lambda_match": 0.0},
     "fused_from_start": {"fused_from": 0.0},
     "no_mismatches": {"batch.mismatches": 0},
+    "no_glimpses": {"batch.glimpses": 0},
     "no_augmentation": {f"augment.{name}": value for name, value in AugmentConfig.off().model_dump(mode="json", exclude_unset=True).items()},
 }
 

@@ -42,11 +42,40 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Glimpse:
+    """One draw for the visual and the audio head alone.
+
+    crops: (F, S, S, 3) uint8, the first frames of a window. mel: (bins, 4T) float32, all of its sound. mask: (T,) bool, of both.
+    """
+
+    draw: Draw
+    crops: NDArray[np.uint8]
+    mel: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Glimpses:
+    """N glimpses. pixels: (N, F, S, S, 3) uint8. mel: (N, bins, 4T) float32. mask: (N, T) bool. picture_fake, sound_fake: (N,) bool."""
+
+    pixels: Tensor
+    mel: Tensor
+    mask: Tensor
+    picture_fake: Tensor
+    sound_fake: Tensor
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Glimpses":
+        """The same on a device."""
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
 class Batch:
     """B pictures, A sounds, P = A pairs: sound k goes with picture `picture`[k], the B own sounds first.
 
     pixels: (B, T, S, S, 3) uint8. mel: (A, bins, 4T) float32. mask: (B, T) bool, of a picture and of all its sounds. speech: (A, T) bool.
     picture, true_lag, clip, identity, sound_start: (A,) int64; picture_start: (B,) int64; picture_fake, sound_fake, mismatched: (A,) bool.
+    glimpses: what the single heads see besides; None where the settings ask for none.
     """
 
     pixels: Tensor
@@ -62,6 +91,7 @@ class Batch:
     identity: Tensor
     picture_start: Tensor
     sound_start: Tensor
+    glimpses: Glimpses | None = None
 
     @property
     def windows(self) -> int:
@@ -70,7 +100,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None})
 
 
 class SampleLoader:
@@ -98,10 +128,7 @@ class SampleLoader:
     def load(self, draw: Draw) -> Sample:
         """One sample. Where several mouths speak, or none, any of the tracks may be taken: nobody says which one a label means."""
         generator = draw.generator()
-        clip = self._clip(draw.clip.uri)
-        tracks = range(len(clip.tracks))
-        speaking = [track for track in tracks if clip.speaks(track, self._speech)]
-        track = int(generator.choice(speaking or list(tracks)))
+        clip, track = self._track(draw, generator)
         found = clip.tracks[track]
         valid = min(self._frames, found.frames)
         first, *others = self._moments(found, valid, generator)
@@ -121,6 +148,28 @@ class SampleLoader:
             mask=window.mask,
             starts=np.array([start for start, _, _ in sounds], dtype=np.int64),
         )
+
+    def glimpse(self, draw: Draw) -> Glimpse:
+        """One glimpse, anywhere in a track that is chosen as for a sample."""
+        generator = draw.generator()
+        clip, track = self._track(draw, generator)
+        found = clip.tracks[track]
+        first = found.first_frame + int(generator.integers(found.frames - min(self._frames, found.frames) + 1))
+        window = clip.window(track, first, frames=self._frames)
+        picture_change = draw_picture_augmentation(self._augment, generator)
+        sound_change = draw_sound_augmentation(self._augment, generator)
+        return Glimpse(
+            draw=draw,
+            crops=picture_change(window.crops[: self._batch.glimpse_frames]),
+            mel=sound_change(window.mel, window.mask),
+            mask=window.mask,
+        )
+
+    def _track(self, draw: Draw, generator: np.random.Generator) -> tuple[CachedClip, int]:
+        clip = self._clip(draw.clip.uri)
+        tracks = range(len(clip.tracks))
+        speaking = [track for track in tracks if clip.speaks(track, self._speech)]
+        return clip, int(generator.choice(speaking or list(tracks)))
 
     def _moments(self, track: Track, valid: int, generator: np.random.Generator) -> list[int]:
         """First frames of windows of the track, any two far enough apart; fewer than asked for where it is short. The first is the picture's.
@@ -153,8 +202,8 @@ class Names:
         return self._numbers[text]
 
 
-def collate(samples: Sequence[Sample], *, clips: Names, identities: Names) -> Batch:
-    """Samples as one batch.
+def collate(samples: Sequence[Sample], glimpses: Sequence[Glimpse] = (), *, clips: Names, identities: Names) -> Batch:
+    """Samples, and glimpses beside them, as one batch.
 
     Streams of a fake come from nobody knows which recording (a re-lipped clip keeps a real one's sound), so they are nobody's negatives.
     """
@@ -175,14 +224,31 @@ def collate(samples: Sequence[Sample], *, clips: Names, identities: Names) -> Ba
         identity=torch.tensor([identities[clip.identity] for clip in of_pair]),
         picture_start=torch.tensor([int(sample.starts[0]) for sample in samples]),
         sound_start=torch.tensor([int(samples[number].starts[place]) for number, place in pairs]),
+        glimpses=stack(glimpses) if glimpses else None,
     )
 
 
-def batches(sampler: BalancedSampler, loader: SampleLoader, *, windows: int, first_step: int, clips: Names, identities: Names) -> Generator[Batch]:
+def stack(glimpses: Sequence[Glimpse]) -> Glimpses:
+    """Glimpses side by side."""
+    return Glimpses(
+        pixels=torch.from_numpy(np.stack([glimpse.crops for glimpse in glimpses])),
+        mel=torch.from_numpy(np.stack([glimpse.mel for glimpse in glimpses])),
+        mask=torch.from_numpy(np.stack([glimpse.mask for glimpse in glimpses])),
+        picture_fake=torch.tensor([glimpse.draw.clip.picture_fake for glimpse in glimpses]),
+        sound_fake=torch.tensor([glimpse.draw.clip.sound_fake for glimpse in glimpses]),
+    )
+
+
+def batches(
+    sampler: BalancedSampler, loader: SampleLoader, *, config: BatchConfig, first_step: int, clips: Names, identities: Names
+) -> Generator[Batch]:
     """The batch of `first_step`, of the next step, and so on for ever; each is made while the one before is used. Close it when done."""
+    draws = config.windows + config.glimpses
 
     def make(step: int) -> Batch:
-        return collate([loader.load(sampler.draw(step * windows + place)) for place in range(windows)], clips=clips, identities=identities)
+        samples = [loader.load(sampler.draw(step * draws + place)) for place in range(config.windows)]
+        glimpses = [loader.glimpse(sampler.draw(step * draws + place)) for place in range(config.windows, draws)]
+        return collate(samples, glimpses, clips=clips, identities=identities)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
         ahead = thread.submit(make, first_step)

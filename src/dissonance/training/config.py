@@ -59,6 +59,10 @@ class BatchConfig(Frozen):
     windows: Annotated[int, Field(ge=2, multiple_of=2)] = 16  # pictures; half of them real
     mismatches: Annotated[int, Field(ge=0, le=16)] = 2  # sounds of another moment that each real picture is paired with besides its own
     apart_frames: Annotated[int, Field(ge=2)] = 6  # how far that moment is away at least
+    # Clips besides, of which the visual head sees a few frames and the audio head a window: encoders that start from nothing need many people to
+    # learn what a forgery looks and sounds like, and far fewer to learn what belongs together.
+    glimpses: Annotated[int, Field(ge=0, le=1024, multiple_of=2)] = 0
+    glimpse_frames: Positive = 2  # at most the model's T
 
 
 class OptimiserConfig(Frozen):
@@ -90,6 +94,12 @@ class TrainConfig(Frozen):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _glimpses_fit(self) -> Self:
+        if isinstance(self.model, ModelConfig) and self.batch.glimpse_frames > self.model.frames:
+            raise ValueError(f"batch.glimpse_frames {self.batch.glimpse_frames} is more than the model's {self.model.frames} frames")
+        return self
 
     @property
     def fused_from_step(self) -> int:

@@ -70,6 +70,15 @@ class Logits(NamedTuple):
     fused: Tensor | None = None
 
 
+class Glimpsed(NamedTuple):
+    """What the single heads say of clips that are paired with nothing: logits (N,), labels (N,) bool."""
+
+    visual: Tensor
+    audio: Tensor
+    picture_fake: Tensor
+    sound_fake: Tensor
+
+
 NO_LOGITS = Logits()  # to train the match alone
 
 
@@ -111,10 +120,10 @@ class MultiTaskLoss(nn.Module):
         """The temperature of L_contrast, a scalar."""
         return self.log_tau.exp().clamp(min=self.config.tau_min)
 
-    def forward(self, batch: PairedWindows, logits: Logits = NO_LOGITS) -> LossTerms:
+    def forward(self, batch: PairedWindows, logits: Logits = NO_LOGITS, glimpsed: Glimpsed | None = None) -> LossTerms:
         """All terms. A pair, a window or a frame counts in a term only if it is a member of it:
 
-        - BCE: pairs with a valid frame in both streams; of the visual and the audio head those that are not `mismatched`.
+        - BCE: pairs with a valid frame in both streams; of the visual and the audio head those that are not `mismatched`, and what is `glimpsed`.
         - match_real: speech-active valid frames of real pairs, each frame one vote. match_fake: valid frames of pairs that hold a fake and are
           not `mismatched`. match_cross: valid frames of `batch.cross` (0 where that is None).
         - contrast: see `info_nce` and `lag_cross_entropy`.
@@ -123,9 +132,11 @@ class MultiTaskLoss(nn.Module):
         with torch.autocast(batch.picture.device.type, enabled=False):
             visual, audio = _widened(batch.pictures.features), _widened(batch.sounds.features)
             matched = _matched(visual, audio, batch)
+            seen = None if glimpsed is None else (glimpsed.visual, glimpsed.picture_fake)
+            heard = None if glimpsed is None else (glimpsed.audio, glimpsed.sound_fake)
             calls: dict[str, Callable[[], Tensor]] = {
-                "bce_visual": lambda: _bce(logits.visual, batch.picture_fake, ~batch.mismatched, batch),
-                "bce_audio": lambda: _bce(logits.audio, batch.sound_fake, ~batch.mismatched, batch),
+                "bce_visual": lambda: _bce(logits.visual, batch.picture_fake, ~batch.mismatched, batch, seen),
+                "bce_audio": lambda: _bce(logits.audio, batch.sound_fake, ~batch.mismatched, batch, heard),
                 "bce_fused": lambda: _bce(logits.fused, ~batch.real, torch.ones_like(batch.real), batch),
                 "match_real": lambda: mean_of(1.0 - matched, batch.spoken & batch.real[:, None]),
                 "match_fake": lambda: mean_of(torch.relu(matched - self.config.margin), batch.valid & ~(batch.real | batch.mismatched)[:, None]),
@@ -142,13 +153,16 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _bce(logits: Tensor | None, fake: Tensor, asked: Tensor, batch: PairedWindows) -> Tensor:
-    """Binary cross-entropy of `logits` (P,) with the label `fake` (P,) bool, over the pairs `asked` (P,) bool."""
+def _bce(logits: Tensor | None, fake: Tensor, asked: Tensor, batch: PairedWindows, besides: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Binary cross-entropy of `logits` (P,) with the label `fake` (P,) bool, over the pairs `asked` (P,) bool and logits with labels `besides`."""
     if logits is None:
         return batch.pictures.features.new_zeros((), dtype=torch.float32)
     if logits.shape != fake.shape:
         raise ValueError(f"logits have shape {tuple(logits.shape)}, not one for each of the {len(fake)} pairs")
     member = asked & batch.valid.any(dim=1)
+    if besides is not None:
+        logits, fake = torch.cat([logits, besides[0]]), torch.cat([fake, besides[1]])
+        member = torch.cat([member, torch.ones_like(besides[1])])
     wide = _widened(logits).masked_fill(~member, 0.0)
     return mean_of(binary_cross_entropy_with_logits(wide, fake.to(wide.dtype), reduction="none"), member)
 

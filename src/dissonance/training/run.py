@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dissonance.config import ModelConfig, load_config, load_preset
+from dissonance.config import ModelConfig, load_config, load_preset, parse_config
 from dissonance.engine.scan.sink import write_text
 from dissonance.errors import OutputError, UsageError
 from dissonance.machine import available_cores
@@ -72,7 +72,9 @@ class RunResult:
 def load_train_config(path: Path) -> TrainConfig:
     """Read a run's YAML file and resolve its preset. Raises ConfigError."""
     config = load_config(TrainConfig, path)
-    return config if isinstance(config.model, ModelConfig) else config.model_copy(update={"model": load_preset(config.model)})
+    if isinstance(config.model, ModelConfig):
+        return config
+    return parse_config(TrainConfig, {**config.model_dump(), "model": load_preset(config.model)}, origin=f"'{path}'")
 
 
 def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, console: Console, clips_folder: Path | None = None) -> RunResult:

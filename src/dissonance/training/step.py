@@ -5,8 +5,8 @@ from torch import Tensor
 
 from dissonance.model.matching import match
 from dissonance.model.network import AudioVisualNetwork
-from dissonance.training.batches import Batch
-from dissonance.training.losses import Logits, LossTerms, MultiTaskLoss
+from dissonance.training.batches import Batch, Glimpses
+from dissonance.training.losses import Glimpsed, Logits, LossTerms, MultiTaskLoss
 from dissonance.training.pairs import MIN_SHIFT_FRAMES, PairedWindows, StreamWindows, draw_cross_pairs
 
 
@@ -41,11 +41,20 @@ def forward(network: AudioVisualNetwork, batch: Batch, *, fused: bool) -> tuple[
     return pairs, Logits(visual=head.tail.visual(v, batch.mask)[batch.picture], audio=head.tail.audio(a, sound_mask), fused=logit_fused)
 
 
+def glimpse(network: AudioVisualNetwork, glimpses: Glimpses) -> Glimpsed:
+    """What the visual and the audio head say of glimpses."""
+    seen, head = glimpses.mask[:, : glimpses.pixels.shape[1]], network.head
+    v = head.align.picture(network.encode_visual(pixels_of(glimpses.pixels)), seen)
+    a = head.align.sound(network.audio(glimpses.mel, glimpses.mask), glimpses.mask)
+    return Glimpsed(head.tail.visual(v, seen), head.tail.audio(a, glimpses.mask), glimpses.picture_fake, glimpses.sound_fake)
+
+
 def cost(network: AudioVisualNetwork, loss: MultiTaskLoss, batch: Batch, *, fused: bool, precision: torch.dtype, seed: int) -> LossTerms:
     """The loss of a batch; `precision` bfloat16 is autocast, the losses stay in float32. `seed` draws the cross pairs."""
     with torch.autocast(batch.pixels.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
         pairs, logits = forward(network, batch, fused=fused)
+        glimpsed = None if batch.glimpses is None else glimpse(network, batch.glimpses)
     max_shift = max(network.head.max_lag, MIN_SHIFT_FRAMES)  # a model may look at no lags at all
     pairs = draw_cross_pairs(pairs, max_shift=max_shift, generator=torch.Generator().manual_seed(seed))
-    terms: LossTerms = loss(pairs, logits)
+    terms: LossTerms = loss(pairs, logits, glimpsed)
     return terms

@@ -159,8 +159,8 @@ class Trainer:
                     self.progress.step = step = self.progress.step + 1
                     if step % LOG_EVERY == 0 or step == self._config.steps:
                         found = terms.as_floats()
-                        rate = (step - since) * self._config.batch.windows / (time.monotonic() - started_s)
-                        facts = {"learning_rate": self.learning_rate(step - 1), "tau": self._loss.tau.item(), "windows_per_s": rate}
+                        rate = (step - since) / (time.monotonic() - started_s)
+                        facts = {"learning_rate": self.learning_rate(step - 1), "tau": self._loss.tau.item(), "steps_per_s": rate}
                         log.write(step, "train", {**found, **facts})
                         report.step(step, loss=found["total"])
                     self._settle(step, log, report)
@@ -235,7 +235,7 @@ class Trainer:
         return batches(
             self._sampler,
             self._loader,
-            windows=self._config.batch.windows,
+            config=self._config.batch,
             first_step=self.progress.step,
             clips=clips,
             identities=identities,
