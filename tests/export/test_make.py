@@ -15,7 +15,10 @@ from dissonance.errors import BundleError, CheckpointError, EnvironmentMissingEr
 from dissonance.export.make import export_bundle
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import count_parameters
+from dissonance.training.run import load_train_config
 from tests.export.conftest import Exported
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_bundle_json_says_what_is_inside(exported: Exported) -> None:
@@ -44,14 +47,18 @@ def test_progress_is_told_in_lines_with_the_parameter_table(exported: Exported) 
     assert sum(line.startswith("exporting ") for line in exported.lines) == 4
 
 
-def test_the_demo_bundle_that_ships_is_untrained_small_and_the_presets() -> None:
+def test_the_demo_bundle_that_ships_is_what_its_documented_run_makes() -> None:
     bundle = open_bundle("demo")
-    assert bundle.spec.model == load_preset("demo")
-    assert (bundle.spec.trained, bundle.spec.trained_on) == (False, "nothing (random weights)")
-    assert bundle.warning is not None
-    assert "UNTRAINED" in bundle.warning
-    assert sum(path.stat().st_size for path in bundle.path.rglob("*")) < 9_500_000
+    config = load_train_config(ROOT / "configs" / "train" / "demo.yaml")
+    assert bundle.spec.training == config.model_dump(mode="json")
+    assert bundle.spec.model == config.model == load_preset("demo")
+    assert (bundle.spec.trained, bundle.spec.trained_on) == (True, "synthetic")
+    assert bundle.warning == "bundle trained on synthetic clips only: verdicts on real videos mean nothing"
+    assert sum(path.stat().st_size for path in bundle.path.rglob("*")) < 10_000_000
     assert max(bundle.spec.parity.values()) < 1e-4
+    for case, calibration in bundle.spec.calibration.items():
+        assert calibration.false_positive_rate is not None, case
+        assert 0 < calibration.likely_real_below <= calibration.likely_fake_from < 1, case
 
 
 def test_the_wrong_combinations_are_usage_errors(exported: Exported, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_three_tables_agree_in_both_formats(clips: list[Path], tmp_path: Pat
     assert not list(out.glob(".*"))
     manifest = json.loads((out / "run.json").read_text())
     assert manifest["summary"]["inputs"] == 2
-    assert "UNTRAINED" in manifest["warning"] or "synthetic" in manifest["warning"]
+    assert "trained on synthetic clips only" in manifest["warning"]
 
 
 def test_resume_decodes_nothing_again_and_finds_what_changed(clips: list[Path], tmp_path: Path) -> None:
