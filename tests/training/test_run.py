@@ -1,5 +1,6 @@
 """A run as a user meets it: from a YAML file to a bundle that scans; resumed, refused, and on frozen backbones."""
 
+import fcntl
 import io
 import json
 import subprocess
@@ -114,7 +115,7 @@ def test_a_run_leaves_its_files_and_says_what_it_came_to(trained: tuple[Path, su
     folder, done = trained
     assert done.returncode == 0, done.stderr
     out = folder / "run"
-    names = {path.name for path in out.iterdir()} - {"tensorboard"}
+    names = {path.name for path in out.iterdir()} - {"tensorboard", "run.lock"}
     files = {"last", "best", "model"}
     assert names == {"config.json", "clips", "cache", "skipped.jsonl", "log.jsonl", "summary.json"} | {f"{name}.safetensors" for name in files}
     config = TrainConfig.model_validate(json.loads((out / "config.json").read_text()))
@@ -266,6 +267,12 @@ def test_a_folder_is_not_written_over_unasked(trained: tuple[Path, subprocess.Co
         assert done.returncode == errors.EXIT_USAGE
         assert "no training run wrote" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with (trained[0] / "run" / "run.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for option in ("--overwrite", "--resume"):
+            done = run("train", config, "-o", trained[0] / "run", option)
+            assert done.returncode == errors.EXIT_USAGE
+            assert "Another run is at work in" in done.stderr
     assert (trained[0] / "run" / "model.safetensors").read_bytes() == before
 
 

@@ -9,7 +9,6 @@ every window's mel and speech must be what the worker sent. The window's length 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 from collections import Counter, deque
@@ -31,7 +30,8 @@ from dissonance.engine.media.sound import SoundTrack
 from dissonance.engine.scan.messages import Crashed, Failed, Opened, Task
 from dissonance.engine.scan.sink import replacing
 from dissonance.engine.scan.workers import WorkerPool
-from dissonance.errors import MediaError, OutputError, UsageError
+from dissonance.errors import MediaError, OutputError
+from dissonance.locks import held
 from dissonance.training.cached_clip import CachedClip, Track, check_entry, frames_of, open_entry, write_entry
 from dissonance.training.labels import Clip, Skipped
 
@@ -116,11 +116,8 @@ class ClipCache:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(f"Another build is at work in cache '{self._folder}'. Wait for it to end, or choose another folder.") from error
+        taken = f"Another build is at work in cache '{self._folder}'. Wait for it to end, or choose another folder."
+        with held(self._folder / ".lock", taken=taken):
             yield
 
     def _index(self) -> list[dict[str, Any]]:

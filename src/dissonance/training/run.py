@@ -9,6 +9,7 @@ OUT/last.safetensors     what `--resume` goes on from
 OUT/best.safetensors     the weights with the best validation AUC
 OUT/model.safetensors    those weights with their calibration: what `dissonance export OUT` takes. Written last
 OUT/summary.json         what the run came to
+OUT/run.lock             held while a run is at work
 """
 
 import ctypes
@@ -26,6 +27,7 @@ import torch
 from dissonance.config import ModelConfig, load_config, load_preset, parse_config
 from dissonance.engine.scan.sink import write_text
 from dissonance.errors import OutputError, UsageError
+from dissonance.locks import held
 from dissonance.machine import available_cores
 from dissonance.model.backbone import load_backbones
 from dissonance.model.checkpoint import load_checkpoint, save_checkpoint
@@ -43,6 +45,7 @@ from dissonance.training.splits import check_splits, of_split
 from dissonance.training.trainer import Report, Trainer, choose_device
 
 CHECKPOINT = "model.safetensors"
+_CONFIG, _LOCK = "config.json", "run.lock"
 
 
 class Console(Report, Protocol):
@@ -85,7 +88,14 @@ def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, cons
     assert isinstance(config.model, ModelConfig)  # resolved
     out = out.resolve()
     choose_device(config.device)
-    _prepare(out, config, resume=resume, overwrite=overwrite)
+    _make(out, resume=resume)
+    with held(out / _LOCK, taken=f"Another run is at work in '{out}'. Wait for it to end, or choose another folder."):
+        _prepare(out, config, resume=resume, overwrite=overwrite)
+        return _train(config, out, resume=resume, console=console, clips_folder=clips_folder)
+
+
+def _train(config: TrainConfig, out: Path, *, resume: bool, console: Console, clips_folder: Path | None) -> RunResult:
+    assert isinstance(config.model, ModelConfig)
     _keep_freed_memory()
     clips, skipped = find_clips(config.data, clips_folder or out / "clips", seed=config.seed, workers=available_cores(), counted=console.counted)
     cache = ClipCache(config.data.cache or out / "cache", model=config.model, scan=config.scan)
@@ -169,12 +179,23 @@ def _check_contents(clips: Iterable[Clip], entries: Mapping[str, str]) -> None:
             )
 
 
+def _make(out: Path, *, resume: bool) -> None:
+    """Make OUT where there is none; see that one that is there is a run's."""
+    if not (out / _CONFIG).is_file():
+        if out.is_dir() and any(path.name != _LOCK for path in out.iterdir()):
+            raise UsageError(f"'{out}' holds files that no training run wrote. Choose an empty or a new folder.")
+        if resume:
+            raise UsageError(f"There is no run in '{out}' to resume. Leave --resume out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot write '{out}': {error.strerror or error}. Choose another folder.") from error
+
+
 def _prepare(out: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
-    """Make OUT, and see that it is free or holds this very run."""
+    """See that OUT is free or holds this very run."""
     document = json.dumps(config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
-    file = out / "config.json"
-    if out.is_dir() and any(out.iterdir()) and not file.is_file():
-        raise UsageError(f"'{out}' holds files that no training run wrote. Choose an empty or a new folder.")
+    file = out / _CONFIG
     if file.is_file() and not resume:
         if not overwrite:
             raise UsageError(f"'{out}' holds a run already. Pass --resume to go on with it, --overwrite to start it anew, or choose another folder.")
@@ -183,12 +204,6 @@ def _prepare(out: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
     if resume and file.is_file() and file.read_text(encoding="utf-8") != document:
         raise UsageError(f"The run in '{out}' has another configuration (its config.json). Resume with the same one, or choose another folder.")
-    if resume and not file.is_file():
-        raise UsageError(f"There is no run in '{out}' to resume. Leave --resume out.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Cannot write '{out}': {error.strerror or error}. Choose another folder.") from error
     write_text(file, document)
 
 

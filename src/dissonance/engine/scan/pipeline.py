@@ -5,7 +5,6 @@ Decoding is in worker processes, inference and everything that must not be lost 
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +33,7 @@ from dissonance.engine.scan.sources import Input, Sources
 from dissonance.engine.scan.verdict import FileVerdict, VerdictBuilder
 from dissonance.engine.scan.workers import Event, WorkerPool
 from dissonance.errors import OutputError, UsageError
+from dissonance.locks import held
 from dissonance.machine import available_cores
 
 _LEDGER, _LOCK = "run.db", "run.lock"
@@ -184,11 +184,7 @@ class Scan:
             self._out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"Cannot make --out '{self._out}': {error.strerror or error}. Give a folder that can be written.") from error
-        with (self._out / _LOCK).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(f"Another scan is at work in '{self._out}'. Wait for it to end, or give another --out.") from error
+        with held(self._out / _LOCK, taken=f"Another scan is at work in '{self._out}'. Wait for it to end, or give another --out."):
             yield
 
     def _enter_inputs(self, ledger: Ledger) -> tuple[int, int]:
