@@ -81,6 +81,7 @@ class BundleSpec(Frozen):
     trained: bool
     trained_on: str  # "nothing (random weights)", "synthetic", or the data set's name
     training: dict[str, Any] | None = None  # the configuration of the run that made it; None for random weights
+    folds: tuple[str, ...] = ()  # what was folded in its graphs
     parameters: dict[str, int] = {}  # by group
     parity: dict[str, float] = {}  # largest differences from torch float32 that were measured when it was made
     versions: dict[str, str] = {}

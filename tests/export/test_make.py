@@ -1,6 +1,7 @@
 """Bundles as they are made: what bundle.json says, what is refused, and the one that ships."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load
 from dissonance.bundle import open_bundle
 from dissonance.config import load_preset
 from dissonance.errors import BundleError, CheckpointError, EnvironmentMissingError, UsageError
+from dissonance.export.folds import FOLDS
 from dissonance.export.make import export_bundle
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import count_parameters
@@ -27,6 +29,7 @@ def test_bundle_json_says_what_is_inside(exported: Exported) -> None:
     assert (spec.crop.size_px, spec.mel.bins, spec.mel.sample_rate_hz) == (16, 10, 16000)
     assert (spec.trained, spec.trained_on) == (True, "synthetic")
     assert spec.parameters == count_parameters(exported.network)
+    assert spec.folds == tuple(sorted(FOLDS))
     assert set(spec.versions) == {"dissonance", "torch", "onnx", "onnxscript", "onnxruntime", "safetensors"}
     assert len(spec.parity) == 1 + 1 + 8 + 3
     assert 0 < max(spec.parity.values()) < 1e-4
@@ -45,6 +48,10 @@ def test_weights_are_the_whole_state_dict_and_a_checkpoint_themselves(exported: 
 def test_progress_is_told_in_lines_with_the_parameter_table(exported: Exported) -> None:
     assert any("visual prompts" in line for line in exported.lines)
     assert sum(line.startswith("exporting ") for line in exported.lines) == 4
+    costs = [re.fullmatch(r"(\w+)\.onnx: ([\d.]+) million operations .* before folding, ([\d.]+) after", line) for line in exported.lines]
+    found = {cost[1]: (float(cost[2]), float(cost[3])) for cost in costs if cost}
+    assert set(found) == {"visual", "audio"}
+    assert all(after < before for before, after in found.values())
 
 
 def test_the_demo_bundle_that_ships_is_what_its_documented_run_makes() -> None:

@@ -77,7 +77,7 @@ def judge(
     names = ("lag_profile", "lag_valid", "best_lag")
     ours = [profile.numpy(), lag_valid.numpy() & valid, np.array([onnx_lag])]
     monkeypatch.setattr("dissonance.export.parity._run", lambda *_: [ours])
-    graph = replace(graph_of(exported, "head.onnx"), outputs=names, module=Constant((profile, lag_valid, torch.tensor([torch_lag]))))
+    graph = replace(graph_of(exported, "head.onnx"), outputs=names, original=Constant((profile, lag_valid, torch.tensor([torch_lag]))))
     return measure_parity(graph, b"", batches=(1,))
 
 
@@ -95,7 +95,7 @@ def test_best_lag_may_differ_only_where_two_lags_tie(exported: Exported, monkeyp
 @pytest.mark.parametrize("wrong", [np.full((1, 2), np.nan, np.float32), np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float64)])
 def test_not_a_number_another_shape_or_type_never_passes(exported: Exported, monkeypatch: pytest.MonkeyPatch, wrong: np.ndarray) -> None:
     monkeypatch.setattr("dissonance.export.parity._run", lambda *_: [[wrong]])
-    graph = replace(graph_of(exported, "head.onnx"), outputs=("matched",), module=Constant((torch.zeros(1, 2),)))
+    graph = replace(graph_of(exported, "head.onnx"), outputs=("matched",), original=Constant((torch.zeros(1, 2),)))
     with pytest.raises(BundleError, match="matched"):
         measure_parity(graph, b"", batches=(1,))
 
@@ -103,5 +103,5 @@ def test_not_a_number_another_shape_or_type_never_passes(exported: Exported, mon
 def test_large_features_are_judged_by_their_scale(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     large = torch.full((1, 2), 1000.0)
     monkeypatch.setattr("dissonance.export.parity._run", lambda *_: [[large.numpy() + np.float32(0.05)]])
-    graph = replace(graph_of(exported, "visual.onnx"), module=Constant((large,)))
+    graph = replace(graph_of(exported, "visual.onnx"), original=Constant((large,)))
     assert measure_parity(graph, b"", batches=(1,))["visual.onnx:features"] == pytest.approx(5e-5, rel=0.01)

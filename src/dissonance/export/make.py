@@ -1,6 +1,6 @@
 """From a checkpoint, or random weights, to a bundle. Importing this needs no torch; calling it does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 from dissonance.bundle import Bundle, BundleSpec, CalibrationSpec, CropSpec, MelSpec, ModalityCase, check_destination, write_bundle
 from dissonance.config import load_preset
 from dissonance.errors import UsageError, require_extra
+from dissonance.export.folds import FOLDS, Fold
 
 if TYPE_CHECKING:
     from dissonance.model.checkpoint import Checkpoint
@@ -23,12 +24,13 @@ def export_bundle(
     seed: int,
     out: Path,
     overwrite: bool,
+    folds: Collection[Fold] = FOLDS,
     progress: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Write the bundle of a network: either the one in `checkpoint`, or `random_weights` of a `preset` drawn with `seed`.
 
     The ONNX files are compared with torch before anything is written: a bundle is whole and checked, or not there. The same weights and
-    library versions give the same ONNX files. `progress` is told each step, in one line.
+    library versions give the same ONNX files. `folds`: what of `folds.py` is done. `progress` is told each step, in one line.
     Raises UsageError (neither or both, or a preset that is not the checkpoint's), ConfigError, CheckpointError, EnvironmentMissingError (a library
     of the extra `export` is missing) and BundleError (`out` is taken, or the graphs do not give torch's numbers).
     """
@@ -38,6 +40,7 @@ def export_bundle(
         raise UsageError("Random weights of which model? Give --preset (demo, base, large, or a .yaml file).")
     check_destination(out, overwrite=overwrite)
     require_extra("export", "Exporting a bundle", *_MODULES)
+    from dissonance.export.flops import cost_of
     from dissonance.export.onnx import export_graph, graphs
     from dissonance.export.parity import measure_parity
     from dissonance.model.checkpoint import UNTRAINED, checkpoint_bytes
@@ -49,8 +52,11 @@ def export_bundle(
     tell(f"parameters of {config.preset}:\n{parameter_table(network)}")
     files = {"weights.safetensors": checkpoint_bytes(network, trained_on=source.trained_on)}
     parity: dict[str, float] = {}
-    for graph in graphs(network):
+    for graph in graphs(network, folds):
         tell(f"exporting {graph.name}")
+        if graph.module is not graph.original:
+            before, after = cost_of(graph, graph.original).flops, cost_of(graph, graph.module).flops
+            tell(f"{graph.name}: {before / 1e6:.2f} million operations of one of its {graph.batch} before folding, {after / 1e6:.2f} after")
         files[graph.name] = export_graph(graph)
         found = measure_parity(graph, files[graph.name])
         parity |= found
@@ -65,6 +71,7 @@ def export_bundle(
         trained=source.trained_on != UNTRAINED,
         trained_on=source.trained_on,
         training=source.training,
+        folds=tuple(sorted(folds)),
         calibration={**{case: CalibrationSpec() for case in get_args(ModalityCase)}, **(source.calibration or {})},
         parameters=count_parameters(network),
         parity=parity,

@@ -1,4 +1,4 @@
-"""The four ONNX graphs of a bundle: float32, opset 20, dynamic batch, and nothing in them that tells where they were made.
+"""The four ONNX graphs of a bundle: folded, float32, opset 20, dynamic batch, and nothing in them that tells where they were made.
 
 | graph | inputs | outputs |
 | --- | --- | --- |
@@ -12,7 +12,7 @@ Imports torch and onnx: reached through `dissonance.export.make`, which says wha
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from dissonance.errors import BundleError
+from dissonance.export.fold import Folded
+from dissonance.export.folds import FOLDS, Fold
 from dissonance.model.audio import MEL_FRAMES_PER_FRAME, TOKENS_PER_FRAME
 from dissonance.model.head import Head, HeadTail
 from dissonance.model.network import AudioVisualNetwork
@@ -57,14 +59,17 @@ class Graph:
 
     name: str  # the file's
     module: nn.Module
+    original: nn.Module  # whose numbers it must give: the module before folding
     batch: str  # what its first dimension counts: frames or windows
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     example: Callable[[int, torch.Generator], tuple[Tensor, ...]]
 
 
-def graphs(network: AudioVisualNetwork) -> list[Graph]:
+def graphs(network: AudioVisualNetwork, folds: Collection[Fold] = FOLDS) -> list[Graph]:
     """The four graphs of a network. Example masks have a whole window first, then padded ones, and from the fourth one without a valid frame."""
+    folded = Folded(network, folds)
+    head = HeadGraph(network.head)
     config = network.config
     frames, size = config.frames, config.visual.image_size
 
@@ -96,10 +101,10 @@ def graphs(network: AudioVisualNetwork) -> list[Graph]:
     tail: HeadTail = network.head.tail
     pixels = ("pixels", "frame_index") if network.visual.takes_frame_index else ("pixels",)
     return [
-        Graph("visual.onnx", network.visual, "frames", pixels, ("features",), visual_example),
-        Graph("audio.onnx", network.audio, "windows", ("mel", "mask"), ("features",), audio_example),
-        Graph("head.onnx", HeadGraph(network.head), "windows", ("visual", "audio", "mask"), HEAD_OUTPUTS, head_example),
-        Graph("head_tail.onnx", tail, "windows", ("fused", "visual", "audio", "mask"), LOGITS, tail_example),
+        Graph("visual.onnx", folded.visual, network.visual, "frames", pixels, ("features",), visual_example),
+        Graph("audio.onnx", folded.audio, network.audio, "windows", ("mel", "mask"), ("features",), audio_example),
+        Graph("head.onnx", head, head, "windows", ("visual", "audio", "mask"), HEAD_OUTPUTS, head_example),
+        Graph("head_tail.onnx", tail, tail, "windows", ("fused", "visual", "audio", "mask"), LOGITS, tail_example),
     ]
 
 

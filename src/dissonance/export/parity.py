@@ -1,4 +1,4 @@
-"""Does each ONNX graph give torch's numbers? Asked before a bundle is finished, on the very bytes that go into it.
+"""Does each ONNX graph give the numbers of torch before folding? Asked before a bundle is finished, on the very bytes that go into it.
 
 The error of an output is max |ONNX Runtime - torch| / max(1, RMS of torch's output): absolute for what is around 1 or below (similarities,
 probabilities, most logits), relative to the scale of features that are larger. LIMIT is 1e-4; float32 gives 1e-6 to 2e-5.
@@ -33,7 +33,7 @@ def measure_parity(graph: Graph, data: bytes, *, seed: int = 0, batches: Sequenc
     largest = dict.fromkeys(graph.outputs, 0.0)
     for example, found in zip(examples, _run(graph, data, examples), strict=True):
         with torch.inference_mode():
-            out = graph.module(*example)
+            out = graph.original(*example)
         expected = [value.numpy() for value in (out if isinstance(out, tuple) else (out,))]
         for name, error in _errors(graph.outputs, found, expected).items():
             largest[name] = max(largest[name], error) if np.isfinite(error) else float("inf")

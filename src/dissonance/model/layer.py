@@ -21,15 +21,16 @@ def score_bias(mask: Tensor) -> Tensor:
     return torch.where(mask, 0.0, MASKED_SCORE)[:, None, None, :]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(Q K^T / sqrt(d) + bias) V, for (batch, heads, tokens, d).
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, scaled: bool = False) -> Tensor:
+    """softmax(Q K^T / sqrt(d) + bias) V, for (batch, heads, tokens, d); `scaled`: Q has its 1 / sqrt(d) already.
 
     Written out, it exports as two MatMuls around a Softmax, the form that TensorRT fuses, and is twice as fast as the fused call on a
     CPU; on a GPU, outside an export, it is PyTorch's fused attention.
     """
     if query.is_cuda and not torch.compiler.is_exporting():
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=None if bias is None else bias.to(query.dtype))
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        mask = None if bias is None else bias.to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0 if scaled else None)
+    scores = (query if scaled else query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
     return torch.softmax(scores, dim=-1) @ value
