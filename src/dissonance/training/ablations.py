@@ -40,7 +40,7 @@ from dissonance.training.trainer import choose_device
 ROWS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "carry_replace": {"model.visual.prompts.carry": "replace"},
-    "per_frame": {"model.visual.prompts.per_frame": True},
+    "per_frame": {"model.visual.prompts.per_frame": True},  # glimpses train the prompts of the first frames only
     "readout_prompt": {"model.visual.prompts.readout": "prompt"},
     "readout_cls_prompt": {"model.visual.prompts.readout": "cls+prompt"},
     "no_visual_prompts": {"model.visual.prompts.count": 0},
