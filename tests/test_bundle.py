@@ -84,6 +84,22 @@ def test_a_bundle_json_that_is_none_is_refused(bundle: Bundle, content: bytes) -
         open_bundle(bundle.path)
 
 
+@pytest.mark.parametrize(
+    ("training", "warns"),
+    [
+        (None, False),
+        ({"scan": {"detector": {"kind": "haar"}}}, False),
+        ({"scan": {"detector": {"kind": "boxes"}}}, True),
+        ({"scan": 7}, False),
+        ({"scan": {"detector": ["haar"]}}, False),
+    ],
+)
+def test_another_detector_than_the_calibration_s_is_warned_of(bundle: Bundle, training: dict[str, Any] | None, warns: bool) -> None:
+    edit(bundle, training=training)
+    warning = open_bundle(bundle.path).warning_of_detector("haar")
+    assert (warning is not None and "faces that 'boxes' found" in warning) == warns
+
+
 def test_a_missing_file_and_a_missing_bundle_are_named(bundle: Bundle, tmp_path: Path) -> None:
     (bundle.path / "audio.onnx").unlink()
     with pytest.raises(BundleError, match=r"cannot read 'audio\.onnx'"):

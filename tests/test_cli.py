@@ -287,6 +287,7 @@ def test_a_file_option_chooses_its_detector_and_must_not_contradict(cli: Cli, cl
     done = cli("scan", clip, "-o", tmp_path / "out", "--boxes", boxes, "--json")
     assert done.returncode == 0, done.stderr
     assert lines(done.stdout)[0]["detector"] == "boxes"
+    assert "calibrated on faces that 'haar' found; this scan finds them by 'boxes'" in " ".join(done.stderr.split())
     assert lines((tmp_path / "out" / "tracks.jsonl").read_text())[0]["track"] == 4
     wrong = cli("scan", clip, "-o", tmp_path / "other", "--boxes", boxes, "--detector", "haar")
     assert wrong.returncode == 2

@@ -137,6 +137,15 @@ class Bundle:
             return "bundle trained on synthetic clips only: verdicts on real videos mean nothing"
         return None
 
+    def warning_of_detector(self, kind: str) -> str | None:
+        """What a scan that finds faces by `kind` must say: thresholds were chosen on faces as one detector cuts them."""
+        scan = (self.spec.training or {}).get("scan")
+        detector = scan.get("detector") if isinstance(scan, dict) else None
+        known = detector.get("kind") if isinstance(detector, dict) else None
+        if known is None or known == kind:
+            return None
+        return f"bundle calibrated on faces that '{known}' found; this scan finds them by '{kind}', so its thresholds may lie elsewhere"
+
 
 def list_bundles() -> list[str]:
     """Names of the bundles that ship with the package."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -14,6 +14,11 @@ from rich.markup import escape
 from dissonance import errors
 from dissonance.cli.options import SHOWN_ROWS, BundleOption, JsonOption
 from dissonance.config import ScanConfig, load_config, parse_config
+
+if TYPE_CHECKING:  # --help needs none of them
+    from rich.console import Console
+
+    from dissonance.bundle import Bundle
 
 commands = typer.Typer()
 
@@ -92,8 +97,7 @@ def scan(
     settings = scan_config(config, detector=detector, yunet_model=yunet_model, boxes=boxes, execution=execution)
     opened = open_bundle(bundle)
     console = stderr()
-    if opened.warning:
-        console.print(f"[bold yellow]warning:[/] {escape(opened.warning)}")
+    _warn(console, opened, settings)
     loaded = open_runtime(opened, device=device, threads=settings.execution.threads)
     with ScanProgress(console) as progress:
         job = Scan(
@@ -140,8 +144,7 @@ def inspect(
 
     settings = scan_config(config, detector=detector, yunet_model=yunet_model, boxes=boxes, execution={})
     opened = open_bundle(bundle)
-    if opened.warning:
-        stderr().print(f"[bold yellow]warning:[/] {escape(opened.warning)}")
+    _warn(stderr(), opened, settings)
     try:
         summary, verdict = score_file(file, bundle=opened, runtime=open_runtime(opened), config=settings)
     except errors.MediaError as error:
@@ -150,3 +153,8 @@ def inspect(
         print(json.dumps({"file": verdict.file, "tracks": verdict.tracks, "windows": verdict.windows, "streams": asdict(summary.info)}))
     else:
         inspection(stdout(), summary, verdict, warning=opened.warning)
+
+
+def _warn(console: "Console", bundle: "Bundle", settings: ScanConfig) -> None:
+    for warning in filter(None, (bundle.warning, bundle.warning_of_detector(settings.detector.kind))):
+        console.print(f"[bold yellow]warning:[/] {escape(warning)}")
