@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dissonance.config import load_preset
+from dissonance.errors import UsageError
 from dissonance.export.fold import Folded, FoldedAudioEncoder, FoldedVisualEncoder
-from dissonance.export.folds import FOLDS, Fold
+from dissonance.export.folds import FOLDS, Fold, folds_without
 from dissonance.export.onnx import export_graph, graphs
 from dissonance.model.audio import AudioEncoder
 from dissonance.model.network import AudioVisualNetwork, build_network
@@ -92,6 +93,12 @@ def test_each_fold_can_be_left_out(folds: frozenset[Fold]) -> None:
         folded, (mel, mask) = Folded(network, folds), heard(2)
         assert error(folded.visual(*seen(network)), network.visual(*seen(network))) < 1e-5
         assert error(folded.audio(mel, mask)[:1], network.audio(mel, mask)[:1]) < 1e-5
+
+
+def test_a_fold_is_left_out_by_its_name() -> None:
+    assert folds_without(["rows", "rows", "scale"]) == {"pixels", "prompts", "sound"}
+    with pytest.raises(UsageError, match=r"Invalid --no-fold 'row'\. Supported values are pixels, prompts, rows, scale, sound\."):
+        folds_without(["row"])
 
 
 def test_a_network_stays_as_it_is_and_shares_nothing_with_its_fold() -> None:

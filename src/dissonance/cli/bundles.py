@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dissonance.cli.options import JsonOption
-from dissonance.export.folds import FOLDS, Fold
+from dissonance.export.folds import FOLDS, folds_without
 
 commands = typer.Typer()
 
@@ -20,7 +20,7 @@ def export(
     preset: Annotated[str | None, typer.Option(help="demo, base, large, or a YAML file; with --random-weights.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle.")] = False,
-    no_fold: Annotated[list[Fold] | None, typer.Option(help="Leave out one fold: pixels, scale, prompts, sound, rows; repeat it.")] = None,
+    no_fold: Annotated[list[str] | None, typer.Option(help=f"A fold to leave out ({', '.join(sorted(FOLDS))}); repeat it.", metavar="FOLD")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint into a bundle that scans: ONNX graphs, weights, hashes, checked against torch before it is finished."""
@@ -35,7 +35,7 @@ def export(
         seed=seed,
         out=out,
         overwrite=overwrite,
-        folds=FOLDS - set(no_fold or ()),
+        folds=folds_without(no_fold or ()),
         progress=lambda line: console.print(line, markup=False),
     )
     if as_json:

@@ -9,7 +9,18 @@
 | rows | the last layer computes only the rows that are read out, at least two of them: with one, TensorRT does not fuse its attention |
 """
 
+from collections.abc import Iterable
 from typing import Literal, get_args
+
+from dissonance.errors import UsageError
 
 Fold = Literal["pixels", "scale", "prompts", "sound", "rows"]
 FOLDS: frozenset[Fold] = frozenset(get_args(Fold))
+
+
+def folds_without(names: Iterable[str]) -> frozenset[Fold]:
+    """All folds but those that are named. Raises UsageError for a name that none has."""
+    left_out = set(names)
+    if unknown := left_out - FOLDS:
+        raise UsageError(f"Invalid --no-fold '{min(unknown)}'. Supported values are {', '.join(sorted(FOLDS))}.")
+    return frozenset(fold for fold in FOLDS if fold not in left_out)
