@@ -15,7 +15,7 @@ LENGTHS = {"5 s": (5, 200), "30 s": (30, 100), "2 min": (120, 50), "10 min": (60
 
 
 def run() -> list[Row]:
-    """Measure everything; about forty minutes on two cores."""
+    """Measure everything; over an hour on two cores."""
     rows = []
     for number, (name, (seconds, count)) in enumerate(LENGTHS.items()):
         with tempfile.TemporaryDirectory(prefix="dissonance-bench-") as folder:

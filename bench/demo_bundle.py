@@ -50,7 +50,7 @@ BASELINE = "mouth_loudness"
 
 
 def run() -> list[Row]:
-    """Measure everything; about half an hour on two cores."""
+    """Measure everything; about fifty minutes on two cores."""
     rows: list[Row] = []
     for name in SETS:
         with tempfile.TemporaryDirectory(prefix="dissonance-bench-") as folder:
