@@ -10,10 +10,11 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "dissonance"
 
 # A room may import itself and these.
-BASE = {"bundle", "config", "errors", "machine", "tables"}
+BASE = {"bundle", "config", "errors", "locks", "machine", "tables"}
 ALLOWED = {
     "errors": set(),
     "machine": set(),
+    "locks": {"errors"},
     "config": {"errors"},
     "tables": {"errors"},
     "bundle": {"config", "errors"},

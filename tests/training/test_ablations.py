@@ -34,7 +34,7 @@ from dissonance.training.labels import Clip
 from dissonance.training.run import load_train_config
 from dissonance.training.sampling import Draw
 from dissonance.training.scoring import ClipScore, ClipScorer
-from tests.training.tiny import BINS, SIDE, Untold, named, tiny_model, tiny_run
+from tests.training.tiny import BINS, DRAWS, SIDE, Untold, named, tiny_model, tiny_run
 
 # ----------------------------------------------------------------------------------------------------------------- rows
 
@@ -232,7 +232,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Request, dict[str, A
 
     class Stopped(SampleLoader):
         def load(self, draw: Draw) -> Sample:
-            if draw.seed == 1 and draw.number == 4 * 4:  # step 5
+            if draw.seed == 1 and draw.number == 4 * DRAWS:  # step 5
                 raise KeyboardInterrupt
             return super().load(draw)
 
@@ -351,7 +351,7 @@ def test_a_row_that_diverges_has_its_reason_and_the_others_go_on(
 
         def load(self, draw: Draw) -> Sample:
             sample = super().load(draw)
-            return replace(sample, mel=sample.mel * np.nan) if self.broken and draw.number == 2 * 4 else sample
+            return replace(sample, mel=sample.mel * np.nan) if self.broken and draw.number == 2 * DRAWS else sample
 
     monkeypatch.setattr(whole_run, "SampleLoader", Broken)
     console = Console()
