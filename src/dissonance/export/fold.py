@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dissonance.export.folds import FOLDS, Fold
 from dissonance.model.audio import MEL_FRAMES_PER_FRAME, TOKENS_PER_FRAME, AudioEncoder, ResidualPrompt
-from dissonance.model.layer import TransformerLayer, attend, score_bias
+from dissonance.model.layer import TransformerLayer, activate, attend, score_bias
 from dissonance.model.network import AudioVisualNetwork
-from dissonance.model.visual import VisualEncoder
+from dissonance.model.visual import VisualEncoder, read_out
 
 MIN_QUERIES = 2  # of the last layer
 
@@ -82,9 +82,7 @@ class FoldedLayer(nn.Module):
                 query, asked = self._joined(of_query, query), self._joined(fresh, asked)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
         hidden = asked + self.out(attend(query, key, value, bias, scaled=self.scaled).transpose(1, 2).flatten(2))
-        inner: Tensor = self.fc1(self.layer_norm2(hidden))
-        inner = inner * torch.sigmoid(1.702 * inner) if self.activation == "quick_gelu" else F.gelu(inner)
-        out: Tensor = hidden + self.fc2(inner)
+        out: Tensor = hidden + self.fc2(activate(self.fc1(self.layer_norm2(hidden)), self.activation))
         return out
 
     def _of(self, name: str, batch: int, index: Tensor | None) -> Tensor:
@@ -152,13 +150,7 @@ class FoldedVisualEncoder(nn.Module):
         tokens = hidden.shape[1]
         for layer in self.layers:
             hidden = layer(hidden if self.config.prompts.carry == "accumulate" else hidden[:, :tokens], frame_index)
-        readout, count = self.config.prompts.readout, self.config.prompts.count
-        parts: list[Tensor] = []
-        if readout != "prompt":
-            parts.append(self.post_layernorm(hidden[:, 0]))
-        if readout != "cls":
-            parts.append(self.post_layernorm(hidden[:, -count:]).mean(dim=1))
-        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        return read_out(hidden, self.config.prompts, self.post_layernorm)
 
 
 class FoldedAudioEncoder(nn.Module):

@@ -55,8 +55,11 @@ def export_bundle(
     for graph in graphs(network, folds):
         tell(f"exporting {graph.name}")
         if graph.module is not graph.original:
-            before, after = cost_of(graph, graph.original).flops, cost_of(graph, graph.module).flops
-            tell(f"{graph.name}: {before / 1e6:.2f} million operations of one of its {graph.batch} before folding, {after / 1e6:.2f} after")
+            before, after = cost_of(graph, graph.original), cost_of(graph, graph.module)
+            tell(
+                f"{graph.name}: {before.flops / 1e6:.2f} million operations of one of its {graph.batch} before folding, {after.flops / 1e6:.2f} after"
+            )
+            tell(f"{graph.name}: {before.parameters:,} parameters and constants before folding, {after.parameters:,} after")
         files[graph.name] = export_graph(graph)
         found = measure_parity(graph, files[graph.name])
         parity |= found

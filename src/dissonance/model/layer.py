@@ -36,6 +36,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, sc
     return torch.softmax(scores, dim=-1) @ value
 
 
+def activate(inner: Tensor, activation: Activation) -> Tensor:
+    """The activation of a layer's MLP; CLIP's `quick_gelu` is x sigmoid(1.702 x)."""
+    return inner * torch.sigmoid(1.702 * inner) if activation == "quick_gelu" else F.gelu(inner)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with separate query, key and value matrices. Whisper's keys have no bias."""
 
@@ -81,7 +86,5 @@ class TransformerLayer(nn.Module):
     def forward(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
         """`hidden` (batch, tokens, size), `bias` as `score_bias` gives it -> (batch, tokens, size)."""
         hidden = hidden + self.self_attn(self.layer_norm1(hidden), bias)
-        inner: Tensor = self.fc1(self.layer_norm2(hidden))
-        inner = inner * torch.sigmoid(1.702 * inner) if self.activation == "quick_gelu" else F.gelu(inner)
-        out: Tensor = hidden + self.fc2(inner)
+        out: Tensor = hidden + self.fc2(activate(self.fc1(self.layer_norm2(hidden)), self.activation))
         return out

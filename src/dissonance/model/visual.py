@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dissonance.config import VisualConfig
+from dissonance.config import VisualConfig, VisualPromptConfig
 from dissonance.model.layer import TransformerLayer
 
 POSITION_STD = 0.02
@@ -89,7 +89,7 @@ class VisualEncoder(nn.Module):
                 carried = hidden if self.config.prompts.carry == "accumulate" else hidden[:, :tokens]
                 hidden = torch.cat([carried, prompts[:, number]], dim=1)
             hidden = layer(hidden)
-        return self._read_out(hidden)
+        return read_out(hidden, self.config.prompts, self.post_layernorm)
 
     def _prompts_of(self, frames: int, frame_index: Tensor | None) -> Tensor | None:
         """(frames, layers, k, hidden_size): each frame's prompts, or None where there are none."""
@@ -101,11 +101,12 @@ class VisualEncoder(nn.Module):
             raise ValueError("per_frame prompts need frame_index, each frame's place in its window")
         return self.prompts[frame_index]
 
-    def _read_out(self, hidden: Tensor) -> Tensor:
-        readout, count = self.config.prompts.readout, self.config.prompts.count
-        parts: list[Tensor] = []
-        if readout != "prompt":
-            parts.append(self.post_layernorm(hidden[:, 0]))
-        if readout != "cls":
-            parts.append(self.post_layernorm(hidden[:, -count:]).mean(dim=1))
-        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+def read_out(hidden: Tensor, prompts: VisualPromptConfig, norm: nn.LayerNorm) -> Tensor:
+    """A frame's features from the last layer's rows `hidden` (frames, rows, size): CLS is the first, the layer's own k prompts are the last."""
+    parts: list[Tensor] = []
+    if prompts.readout != "prompt":
+        parts.append(norm(hidden[:, 0]))
+    if prompts.readout != "cls":
+        parts.append(norm(hidden[:, -prompts.count :]).mean(dim=1))
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
