@@ -12,18 +12,33 @@ import uuid
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
 from dissonance.config import Fraction01, Frozen, ModelConfig
-from dissonance.errors import BundleError
+from dissonance.errors import BundleError, UsageError
 
 SCHEMA_VERSION = 1
 DEMO = "demo"
 REQUIRED_FILES = ("weights.safetensors", "visual.onnx", "audio.onnx", "head.onnx", "head_tail.onnx")
 
 ModalityCase = Literal["av", "v", "a"]
+Precision = Literal["float32", "fp16", "bf16", "int8"]
+ENCODERS = ("visual.onnx", "audio.onnx")  # the graphs that exist in every precision of a bundle; the head is float32 in all of them
+
+
+def graph_file(graph: str, precision: Precision) -> str:
+    """The file of one graph in one precision: visual.onnx, visual.fp16.onnx; of the head always head.onnx."""
+    return graph if precision == "float32" or graph not in ENCODERS else f"{graph.removesuffix('.onnx')}.{precision}.onnx"
+
+
+def parse_precision(name: str) -> Precision:
+    """A precision by its name. Raises UsageError."""
+    for known in get_args(Precision):
+        if name == known:
+            return cast(Precision, known)
+    raise UsageError(f"Invalid --precision '{name}'. Supported values are {', '.join(get_args(Precision))}.")
 
 
 class CropSpec(Frozen):
@@ -82,6 +97,7 @@ class BundleSpec(Frozen):
     trained_on: str  # "nothing (random weights)", "synthetic", or the data set's name
     training: dict[str, Any] | None = None  # the configuration of the run that made it; None for random weights
     folds: tuple[str, ...] = ()  # what was folded in its graphs
+    precisions: tuple[Precision, ...] = ("float32",)  # in which it has its encoders
     parameters: dict[str, int] = {}  # by group
     parity: dict[str, float] = {}  # largest differences from torch float32 that were measured when it was made
     versions: dict[str, str] = {}

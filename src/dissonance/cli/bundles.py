@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from dissonance.bundle import Precision, parse_precision
 from dissonance.cli.options import JsonOption
 from dissonance.export.folds import FOLDS, folds_without
 
@@ -21,6 +22,10 @@ def export(
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle.")] = False,
     no_fold: Annotated[list[str] | None, typer.Option(help=f"A fold to leave out ({', '.join(sorted(FOLDS))}); repeat it.", metavar="FOLD")] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Of the encoders, beside float32 ({', '.join(sorted(set(get_args(Precision)) - {'float32'}))}); repeat it."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint into a bundle that scans: ONNX graphs, weights, hashes, checked against torch before it is finished."""
@@ -36,6 +41,7 @@ def export(
         out=out,
         overwrite=overwrite,
         folds=folds_without(no_fold or ()),
+        precisions=[parse_precision(name) for name in precision or ()],
         progress=lambda line: console.print(line, markup=False),
     )
     if as_json:

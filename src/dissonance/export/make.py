@@ -5,7 +5,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from dissonance.bundle import Bundle, BundleSpec, CalibrationSpec, CropSpec, MelSpec, ModalityCase, check_destination, write_bundle
+from dissonance.bundle import (
+    ENCODERS,
+    Bundle,
+    BundleSpec,
+    CalibrationSpec,
+    CropSpec,
+    MelSpec,
+    ModalityCase,
+    Precision,
+    check_destination,
+    graph_file,
+    write_bundle,
+)
 from dissonance.config import load_preset
 from dissonance.errors import UsageError, require_extra
 from dissonance.export.folds import FOLDS, Fold
@@ -25,12 +37,14 @@ def export_bundle(
     out: Path,
     overwrite: bool,
     folds: Collection[Fold] = FOLDS,
+    precisions: Collection[Precision] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Write the bundle of a network: either the one in `checkpoint`, or `random_weights` of a `preset` drawn with `seed`.
 
     The ONNX files are compared with torch before anything is written: a bundle is whole and checked, or not there. The same weights and
-    library versions give the same ONNX files. `folds`: what of `folds.py` is done. `progress` is told each step, in one line.
+    library versions give the same ONNX files. `folds`: what of `folds.py` is done. `precisions`: in which the encoders are written beside float32, which a bundle always has.
+    `progress` is told each step, in one line.
     Raises UsageError (neither or both, or a preset that is not the checkpoint's), ConfigError, CheckpointError, EnvironmentMissingError (a library
     of the extra `export` is missing) and BundleError (`out` is taken, or the graphs do not give torch's numbers).
     """
@@ -43,6 +57,7 @@ def export_bundle(
     from dissonance.export.flops import cost_of
     from dissonance.export.onnx import export_graph, graphs
     from dissonance.export.parity import measure_parity
+    from dissonance.export.precision import in_precision
     from dissonance.model.checkpoint import UNTRAINED, checkpoint_bytes
     from dissonance.model.network import count_parameters, parameter_table
 
@@ -52,6 +67,7 @@ def export_bundle(
     tell(f"parameters of {config.preset}:\n{parameter_table(network)}")
     files = {"weights.safetensors": checkpoint_bytes(network, trained_on=source.trained_on)}
     parity: dict[str, float] = {}
+    others = sorted(set(precisions) - {"float32"})
     for graph in graphs(network, folds):
         tell(f"exporting {graph.name}")
         if graph.module is not graph.original:
@@ -64,6 +80,11 @@ def export_bundle(
         found = measure_parity(graph, files[graph.name])
         parity |= found
         tell(f"{graph.name}: {len(files[graph.name]) / 1e6:.2f} MB, at most {max(found.values()):.1e} from torch")
+        for precision in others if graph.name in ENCODERS else ():
+            name = graph_file(graph.name, precision)
+            tell(f"exporting {name}")
+            files[name] = in_precision(graph, precision, files[graph.name])
+            tell(f"{name}: {len(files[name]) / 1e6:.2f} MB")
     if source.trained_on != UNTRAINED:
         for case in sorted(set(get_args(ModalityCase)) - set(source.calibration or {})):
             tell(f"case {case} was not calibrated: its p_fake is no probability, and its thresholds are 0.5")
@@ -75,6 +96,7 @@ def export_bundle(
         trained_on=source.trained_on,
         training=source.training,
         folds=tuple(sorted(folds)),
+        precisions=("float32", *others),
         calibration={**{case: CalibrationSpec() for case in get_args(ModalityCase)}, **(source.calibration or {})},
         parameters=count_parameters(network),
         parity=parity,
