@@ -43,8 +43,8 @@ def export_bundle(
     """Write the bundle of a network: either the one in `checkpoint`, or `random_weights` of a `preset` drawn with `seed`.
 
     The ONNX files are compared with torch before anything is written: a bundle is whole and checked, or not there. The same weights and
-    library versions give the same ONNX files. `folds`: what of `folds.py` is done. `precisions`: in which the encoders are written beside float32, which a bundle always has.
-    `progress` is told each step, in one line.
+    library versions give the same ONNX files. `folds`: what of `folds.py` is done.
+    `precisions`: in which the encoders are written beside float32, which a bundle always has. `progress` is told each step, in one line.
     Raises UsageError (neither or both, or a preset that is not the checkpoint's), ConfigError, CheckpointError, EnvironmentMissingError (a library
     of the extra `export` is missing) and BundleError (`out` is taken, or the graphs do not give torch's numbers).
     """
