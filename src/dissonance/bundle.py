@@ -68,6 +68,22 @@ class AggregationSpec(Frozen):
     top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
 
 
+class Tolerance(Frozen):
+    """How far the scores of one precision may lie from those of the network in torch and float32, on the same windows; see `export/validate.py`."""
+
+    probability: Annotated[float, Field(gt=0)]  # of any window or file
+    auc: Annotated[float, Field(gt=0)]
+    batch_mates: Annotated[float, Field(gt=0)] = 1e-5  # of a probability, when other rows of the batch change
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    "float32": Tolerance(probability=1e-4, auc=1e-3),
+    "fp16": Tolerance(probability=0.01, auc=0.005),
+    "bf16": Tolerance(probability=0.02, auc=0.005),
+    "int8": Tolerance(probability=0.02, auc=0.005),
+}
+
+
 class CalibrationSpec(Frozen):
     """One modality case: p_fake = sigmoid(scale * logit + bias); two thresholds on p_fake."""
 
@@ -98,6 +114,7 @@ class BundleSpec(Frozen):
     training: dict[str, Any] | None = None  # the configuration of the run that made it; None for random weights
     folds: tuple[str, ...] = ()  # what was folded in its graphs
     precisions: tuple[Precision, ...] = ("float32",)  # in which it has its encoders
+    tolerances: dict[Precision, Tolerance] = TOLERANCES  # what `dissonance validate` holds them to
     parameters: dict[str, int] = {}  # by group
     parity: dict[str, float] = {}  # largest differences from torch float32 that were measured when it was made
     versions: dict[str, str] = {}
@@ -167,6 +184,11 @@ def list_bundles() -> list[str]:
     """Names of the bundles that ship with the package."""
     folder = Path(str(resources.files("dissonance"))) / "bundles"
     return sorted(path.parent.name for path in folder.glob("*/bundle.json"))
+
+
+def is_bundle(name: str | Path) -> bool:
+    """Whether this names a bundle, sound or not: a folder with a bundle.json, or one that ships with the package."""
+    return (Path(name) / "bundle.json").is_file() or (not Path(name).exists() and str(name) in list_bundles())
 
 
 def open_bundle(name: str | Path) -> Bundle:

@@ -1,13 +1,19 @@
-"""`export`: from a checkpoint to what scans."""
+"""`export` and `validate`: from a checkpoint to what scans, and whether that gives the checkpoint's numbers."""
 
 import json
+import random
+import tempfile
+from collections import deque
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 
+from dissonance import errors
 from dissonance.bundle import Precision, parse_precision
 from dissonance.cli.options import JsonOption
+from dissonance.cli.scan import scan_config
 from dissonance.export.folds import FOLDS, folds_without
 
 commands = typer.Typer()
@@ -16,7 +22,10 @@ commands = typer.Typer()
 @commands.command(epilog="Example: dissonance export --random-weights --preset base -o bundle     dissonance export model.safetensors -o bundle")
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle folder to make.")],
-    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint (.safetensors).", metavar="[CHECKPOINT]")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(help="A checkpoint (.safetensors), a run's folder, or a bundle that is to have more precisions.", metavar="[CHECKPOINT]"),
+    ] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="An untrained network, for throughput work.")] = False,
     preset: Annotated[str | None, typer.Option(help="demo, base, large, or a YAML file; with --random-weights.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
@@ -48,3 +57,49 @@ def export(
         print(json.dumps({"path": str(bundle.path), "id": bundle.id, **bundle.spec.model_dump(mode="json")}))
     else:
         stdout().print(f"bundle {printable(str(bundle.path))} ({bundle.id[:12]})" + (f": {bundle.warning}" if bundle.warning else ""), markup=False)
+
+
+@commands.command(epilog="Example: dissonance validate demo     On your own labelled clips: dissonance validate bundle data/FakeAVCeleb --most 200")
+def validate(
+    bundle: Annotated[str, typer.Argument(help="A bundle folder, or the name of one that ships with the package.", metavar="BUNDLE")],
+    data: Annotated[Path | None, typer.Argument(help="A labelled data set; synthetic clips are drawn where none is given.", metavar="[DATA]")] = None,
+    most: Annotated[int, typer.Option(min=1, help="Clips that are drawn, or taken of the data set.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of the clips that are drawn, or of the choice.")] = 9000,
+    layout: Annotated[Literal["auto", "fakeavceleb", "kodf", "manifest"], typer.Option(help="Of the data set.")] = "auto",
+    config: Annotated[Path | None, typer.Option(help="A scan config in YAML: how faces and speech are found.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Inference threads; 0: one per core.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every precision of a bundle that can run here with the network in torch and float32, on real windows.
+
+    Exits with 5 where one is beyond the tolerances that the bundle states.
+    """
+    from dissonance.bundle import open_bundle
+    from dissonance.console import counted, stderr, stdout, validation_table
+
+    errors.require_extra("export", "Validating", "torch", "safetensors", "sklearn")
+    from dissonance.export.validate import Labelled
+    from dissonance.export.validate import validate as run
+    from dissonance.machine import available_cores
+    from dissonance.synth.dataset import generate
+    from dissonance.training.datasets import DatasetConfig, open_dataset
+
+    opened, settings = open_bundle(bundle), scan_config(config, detector=None, yunet_model=None, boxes=None, execution={})
+    console = stderr()
+    with tempfile.TemporaryDirectory(prefix="dissonance-validate-") as drawn:
+        if data is None:
+            with closing(generate(Path(drawn) / "clips", count=most, seed=seed, workers=available_cores())) as rows:
+                deque(counted(console, "drawing clips", most, rows), maxlen=0)
+        clips = open_dataset(DatasetConfig(path=data or Path(drawn) / "clips", layout=layout)).clips
+        chosen = clips if len(clips) <= most else random.Random(seed).sample(clips, most)
+        files = [Labelled(clip.path, clip.fake) for clip in chosen]
+        found = run(opened, counted(console, "comparing clips", len(files), files), scan=settings, threads=threads)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        stdout().print(validation_table(found))
+    if not found["holds"]:
+        too_far = "; ".join(f"{name}: {', '.join(of['beyond'])}" for name, of in found["artefacts"].items() if of["beyond"])
+        raise errors.BundleError(
+            f"Bundle '{bundle}' is beyond its tolerances ({too_far}). Do not scan with that precision, or export again from the checkpoint."
+        )

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from dissonance import errors
+from dissonance.bundle import Precision
 from dissonance.cli.options import SHOWN_ROWS, BundleOption, JsonOption
 from dissonance.config import ScanConfig, load_config, parse_config
 
@@ -68,6 +69,7 @@ def scan(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where inference runs.")] = "auto",
     decoder: Annotated[Literal["auto", "pyav"], typer.Option(help="What decodes video.")] = "auto",
     runtime: Annotated[Literal["auto", "onnxruntime"], typer.Option(help="What runs the network.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of the encoders, one that the bundle has; int8 is for CPUs.")] = "float32",
     detector: Annotated[Literal["haar", "yunet", "boxes"] | None, typer.Option(help="What finds faces. \\[default: haar]")] = None,
     yunet_model: Annotated[Path | None, typer.Option(help="The YuNet ONNX file, for --detector yunet.")] = None,
     boxes: Annotated[Path | None, typer.Option(help="CSV or JSONL of boxes, for --detector boxes.")] = None,
@@ -98,7 +100,7 @@ def scan(
     opened = open_bundle(bundle)
     console = stderr()
     _warn(console, opened, settings)
-    loaded = open_runtime(opened, device=device, threads=settings.execution.threads)
+    loaded = open_runtime(opened, device=device, precision=precision, threads=settings.execution.threads)
     with ScanProgress(console) as progress:
         job = Scan(
             sources,

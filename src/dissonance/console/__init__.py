@@ -1,5 +1,6 @@
 """What a person sees, one module a family of commands. Needs no library of theirs: an error is printable where one is missing."""
 
+from dissonance.console.bundles import validation_table
 from dissonance.console.clips import clips_table
 from dissonance.console.machine import bench_table, findings_table
 from dissonance.console.scan import ScanProgress, files_table, inspection, summary_lines
@@ -22,4 +23,5 @@ __all__ = [
     "stdout",
     "summary_lines",
     "training_lines",
+    "validation_table",
 ]

@@ -1,6 +1,7 @@
 """From a checkpoint, or random weights, to a bundle. Importing this needs no torch; calling it does."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -16,6 +17,8 @@ from dissonance.bundle import (
     Precision,
     check_destination,
     graph_file,
+    is_bundle,
+    open_bundle,
     write_bundle,
 )
 from dissonance.config import load_preset
@@ -41,6 +44,8 @@ def export_bundle(
     progress: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Write the bundle of a network: either the one in `checkpoint`, or `random_weights` of a `preset` drawn with `seed`.
+
+    A `checkpoint` may be a bundle itself, by its folder or its name, which then brings its calibration along.
 
     The ONNX files are compared with torch before anything is written: a bundle is whole and checked, or not there. The same weights and
     library versions give the same ONNX files. `folds`: what of `folds.py` is done.
@@ -112,10 +117,18 @@ def _source(checkpoint: Path | None, *, preset: str | None, seed: int) -> "Check
     if checkpoint is None:
         assert preset is not None
         return Checkpoint(network=build_network(load_preset(preset), seed=seed).eval(), trained_on=UNTRAINED)
-    loaded = load_checkpoint(checkpoint)
+    loaded = _of_bundle(open_bundle(checkpoint)) if is_bundle(checkpoint) else load_checkpoint(checkpoint)
     if preset is not None and load_preset(preset) != loaded.network.config:
         raise UsageError(
             f"Checkpoint '{checkpoint}' is of preset '{loaded.network.config.preset}' and differs from --preset {preset}. "
             "Leave --preset out: a checkpoint brings its own configuration."
         )
     return loaded
+
+
+def _of_bundle(bundle: Bundle) -> "Checkpoint":
+    """The network in a bundle, with what only bundle.json knows of it."""
+    from dissonance.model.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(bundle.path / "weights.safetensors")
+    return replace(loaded, training=bundle.spec.training, calibration=bundle.spec.calibration)

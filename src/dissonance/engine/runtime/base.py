@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dissonance.bundle import Precision
+
 FloatArray = NDArray[np.float32]
 
 
@@ -29,6 +31,7 @@ class Runtime(Protocol):
     """Runs a bundle's three networks."""
 
     name: str  # as it is written into every row's provenance
+    precision: Precision  # of the encoders; a run is resumed in the same one
 
     def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
         """Face crops (frames, S, S, 3) uint8 RGB, and each one's place in its window (used by `per_frame` prompts only) -> (frames, Fv)."""

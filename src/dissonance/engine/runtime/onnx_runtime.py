@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dissonance.bundle import Bundle
+from dissonance.bundle import Bundle, Precision, graph_file
 from dissonance.engine.runtime.base import FloatArray, HeadOutput
 from dissonance.errors import BundleError, EnvironmentMissingError, missing_extra
 from dissonance.machine import available_cores
@@ -20,7 +20,7 @@ class OnnxRuntime:
     Thread spinning is off: an idle inference thread must not burn the core that a decoder needs.
     """
 
-    def __init__(self, bundle: Bundle, *, device: Literal["cpu", "cuda"] = "cpu", threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, device: Literal["cpu", "cuda"] = "cpu", precision: Precision = "float32", threads: int = 0) -> None:
         try:
             ort = importlib.import_module("onnxruntime")
         except ImportError as error:
@@ -31,11 +31,20 @@ class OnnxRuntime:
                 f"--device {device} needs ONNX Runtime's {provider}; this installation has {', '.join(ort.get_available_providers())}. "
                 "Install it with: pip uninstall onnxruntime; pip install 'dissonance[gpu]'"
             )
-        self.name = f"onnxruntime-{device}"
+        if precision == "bf16":
+            raise EnvironmentMissingError("ONNX Runtime has no bf16 for this model. Choose another precision: float32, fp16 or int8.")
+        if precision not in bundle.spec.precisions:
+            raise BundleError(
+                f"Bundle '{bundle.path}' has no {precision} encoders, only {', '.join(bundle.spec.precisions)}. "
+                f"Export it again with --precision {precision}."
+            )
+        self.name = f"onnxruntime-{device}" + ("" if precision == "float32" else f"-{precision}")
+        self.precision: Precision = precision
+        self._floats = np.float16 if precision == "fp16" else np.float32  # what the encoders take
         self._bundle = bundle
         self._per_frame = bundle.spec.model.visual.prompts.per_frame
-        self._visual = self._session(ort, "visual.onnx", provider, threads)
-        self._audio = self._session(ort, "audio.onnx", provider, threads)
+        self._visual = self._session(ort, graph_file("visual.onnx", precision), provider, threads)
+        self._audio = self._session(ort, graph_file("audio.onnx", precision), provider, threads)
         self._head = self._session(ort, "head.onnx", provider, threads)
 
     def _session(self, ort: Any, name: str, provider: str, threads: int) -> Any:
@@ -52,14 +61,14 @@ class OnnxRuntime:
     def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
         pixels = np.ascontiguousarray(crops.transpose(0, 3, 1, 2), dtype=np.float32)
         pixels /= 255.0
-        feeds: dict[str, NDArray[Any]] = {"pixels": pixels}
+        feeds: dict[str, NDArray[Any]] = {"pixels": pixels.astype(self._floats, copy=False)}
         if self._per_frame:
             feeds["frame_index"] = frame_index
         features: FloatArray = self._visual.run(["features"], feeds)[0]
         return features
 
     def encode_sound(self, mel: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
-        features: FloatArray = self._audio.run(["features"], {"mel": mel, "mask": mask})[0]
+        features: FloatArray = self._audio.run(["features"], {"mel": mel.astype(self._floats, copy=False), "mask": mask})[0]
         return features
 
     def run_head(self, visual: FloatArray, audio: FloatArray, mask: NDArray[np.bool_]) -> HeadOutput:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dissonance.bundle import Precision
 from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
 from dissonance.model.network import AudioVisualNetwork
 
@@ -21,6 +22,7 @@ class TorchRuntime(Runtime):
     def __init__(self, network: AudioVisualNetwork, *, device: str = "cpu", precision: Literal["float32", "bfloat16"] = "float32") -> None:
         """`device` is where the network's weights are."""
         self.name = "torch"
+        self.precision: Precision = "bf16" if precision == "bfloat16" else "float32"
         self._network = network
         self._device = torch.device(device)
         self._autocast = precision == "bfloat16"

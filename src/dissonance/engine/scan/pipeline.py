@@ -167,7 +167,7 @@ class Scan:
     # ----------------------------------------------------------------------------------------------- what there is to do
 
     def _open_ledger(self) -> Ledger:
-        run = {"bundle": self._bundle.id, "scan_config": self._config.fingerprint()}
+        run = {"bundle": self._bundle.id, "precision": self._runtime.precision, "scan_config": self._config.fingerprint()}
         path = self._out / _LEDGER
         if path.exists():
             if not self._resume:

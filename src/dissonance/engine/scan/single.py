@@ -1,58 +1,79 @@
 """One file, scored at once: what `dissonance inspect` shows. The numbers are a scan's."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from dissonance.bundle import Bundle
+from dissonance.bundle import Bundle, BundleSpec
 from dissonance.config import ScanConfig
 from dissonance.engine.media.clip import ClipSummary, Window
 from dissonance.engine.media.detect import make_detector
 from dissonance.engine.runtime.base import Runtime
 from dissonance.engine.scan.channel import ProtocolError
 from dissonance.engine.scan.messages import Crashed, Failed, Opened, Task
-from dissonance.engine.scan.scoring import Scorer, WindowScore
+from dissonance.engine.scan.scoring import Scorer
 from dissonance.engine.scan.sources import Input
 from dissonance.engine.scan.verdict import FileVerdict, VerdictBuilder
-from dissonance.engine.scan.workers import WorkerPool
+from dissonance.engine.scan.workers import Event, WorkerPool
 from dissonance.errors import MediaError
 
 
 def score_file(path: Path, *, bundle: Bundle, runtime: Runtime, config: ScanConfig) -> tuple[ClipSummary, FileVerdict]:
     """Read (in a decode worker), score and judge one file. Raises MediaError where it cannot be read, DissonanceError for wrong settings."""
-    started_s = time.monotonic()
-    spec = bundle.spec
+    score = FileScore(path, bundle=bundle, runtime=runtime, config=config)
+    for event in read_file(path, spec=bundle.spec, config=config):
+        score.take(event)
+    return score.verdict()
+
+
+def read_file(path: Path, *, spec: BundleSpec, config: ScanConfig) -> Iterator[Event]:
+    """What a decode worker says of one file. Raises MediaError where it cannot be read, DissonanceError for wrong settings."""
     make_detector(config.detector)  # a wrong model or box file is told before the work starts
     source = Input.of(str(path))
-    builder = VerdictBuilder(uri=source.uri, bundle=bundle, scan=config, runtime=runtime.name)
-    scorer = Scorer(runtime, model=spec.model, execution=config.execution)
-    summary: ClipSummary | None = None
     tasks = iter([Task(0, source.path, source.uri)])
-
-    def take(score: tuple[int, WindowScore]) -> None:
-        builder.add(score[1])
-
     with WorkerPool(count=1, spec=spec, scan=config) as pool:
         for event in pool.run(lambda: next(tasks, None), poll=lambda: 1.0):
-            message = event.message
-            if isinstance(message, Failed | Crashed):
-                raise MediaError(message.reason, message.detail)
+            if isinstance(event.message, Failed | Crashed):
+                raise MediaError(event.message.reason, event.message.detail)
+            yield event
+
+
+class FileScore:
+    """One file's way from what its worker says to its verdict, by one runtime."""
+
+    def __init__(self, path: Path, *, bundle: Bundle, runtime: Runtime, config: ScanConfig) -> None:
+        self._started_s = time.monotonic()
+        self._builder = VerdictBuilder(uri=Input.of(str(path)).uri, bundle=bundle, scan=config, runtime=runtime.name)
+        self._scorer = Scorer(runtime, model=bundle.spec.model, execution=config.execution)
+        self._summary: ClipSummary | None = None
+
+    def take(self, event: Event) -> None:
+        """The next event. Raises MediaError where the worker contradicts itself."""
+        message = event.message
+        if isinstance(message, Window):
             try:
-                if isinstance(message, Window):
-                    scorer.add(0, message)
-                    for score in scorer.run():
-                        take(score)
+                self._scorer.add(0, message)
             except ProtocolError as error:
-                raise MediaError("decoder_crash", f"the decode worker contradicts itself: {error}") from error
-            if isinstance(message, Opened):
-                builder.opened(message)
-            if isinstance(message, ClipSummary):
-                summary = message
-            if event.peak_memory_mib is not None:
-                builder.peak_memory(event.peak_memory_mib)
-    for score in scorer.flush():
-        take(score)
-    assert summary is not None
-    try:
-        return summary, builder.scored(summary, elapsed_s=time.monotonic() - started_s)
-    except ProtocolError as error:
-        raise MediaError("decoder_crash", f"the decode worker contradicts itself: {error}") from error
+                raise _contradiction(error) from error
+            for _, score in self._scorer.run():
+                self._builder.add(score)
+        if isinstance(message, Opened):
+            self._builder.opened(message)
+        if isinstance(message, ClipSummary):
+            self._summary = message
+        if event.peak_memory_mib is not None:
+            self._builder.peak_memory(event.peak_memory_mib)
+
+    def verdict(self) -> tuple[ClipSummary, FileVerdict]:
+        """After the last event. Raises MediaError where the worker contradicted itself."""
+        for _, score in self._scorer.flush():
+            self._builder.add(score)
+        assert self._summary is not None
+        try:
+            return self._summary, self._builder.scored(self._summary, elapsed_s=time.monotonic() - self._started_s)
+        except ProtocolError as error:
+            raise _contradiction(error) from error
+
+
+def _contradiction(error: ProtocolError) -> MediaError:
+    return MediaError("decoder_crash", f"the decode worker contradicts itself: {error}")
