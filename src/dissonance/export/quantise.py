@@ -14,8 +14,9 @@ that saturate, which would give other numbers there than elsewhere. So t_n is su
 kernels pack them, sum to 128 at most: 255 * 128 fits. That costs less precision than 7 bits for every weight, the usual remedy. (The kernel for
 unsigned weights has no such limit, but is no faster than float32 there.)
 
-Quantised are the products of a LayerNorm, an activation or an attention with a matrix. What stays in float32: attention itself, norms, convolutions
-(as products, see `convolutions.py`), and the product of the residual prompt, whose input and output are the stream that all later layers read.
+Quantised are the two products of every MLP, two thirds of all. Attention's four stay in float32: of the demo's scores, all products in 8 bits moved one
+probability in 40 clips by 0.022, the MLPs' alone by 0.011, and 0.02 is what a bundle tolerates. Convolutions become float32 products (see
+`convolutions.py`).
 """
 
 from collections.abc import Iterator
@@ -53,16 +54,13 @@ def quantised(float32: bytes) -> bytes:
     matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT}
     chosen = {node.output[0] for node in weight_products(model)}
     nodes: list[NodeProto] = []
-    rows: set[str] = set()  # inputs that are in bytes already: a layer's query, key and value share theirs
     stored: dict[str, TensorProto] = {}
     for node in graph.node:
         if node.output[0] not in chosen:
             nodes.append(node)
             continue
         values, weight = node.input
-        if values not in rows:
-            rows.add(values)
-            nodes += _rows_in_bytes(values)
+        nodes += _rows_in_bytes(values)
         if weight not in stored:
             for tensor in _columns_in_bytes(weight, numpy_helper.to_array(matrices[weight])):
                 stored[tensor.name] = tensor
@@ -90,12 +88,13 @@ def quantised(float32: bytes) -> bytes:
 
 
 def weight_products(model: ModelProto) -> Iterator[NodeProto]:
-    """The products of a graph that int8 replaces: by a constant matrix, of anything but the sum that is the stream between layers."""
-    constants = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT}
-    made_by = {output: node.op_type for node in model.graph.node for output in node.output}
+    """The products of a graph that int8 replaces: by a constant matrix that is not square, which only MLPs have."""
+    matrices = {tensor.name: tensor.dims for tensor in model.graph.initializer if len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT}
     for node in model.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in constants and made_by.get(node.input[0]) != "Add":
-            yield node
+        if node.op_type == "MatMul" and node.input[1] in matrices:
+            rows, columns = matrices[node.input[1]]
+            if rows != columns:
+                yield node
 
 
 def _rows_in_bytes(values: str) -> list[NodeProto]:
