@@ -1,4 +1,4 @@
-"""`export`: from a checkpoint to what scans."""
+"""`export`, `build`: from a checkpoint to what scans."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from dissonance.bundle import Precision, parse_precision
 from dissonance.cli.options import JsonOption
+from dissonance.errors import UsageError
 from dissonance.export.folds import FOLDS, folds_without
 
 commands = typer.Typer()
@@ -48,3 +49,45 @@ def export(
         print(json.dumps({"path": str(bundle.path), "id": bundle.id, **bundle.spec.model_dump(mode="json")}))
     else:
         stdout().print(f"bundle {printable(str(bundle.path))} ({bundle.id[:12]})" + (f": {bundle.warning}" if bundle.warning else ""), markup=False)
+
+
+@commands.command(epilog="Example: dissonance build bundle     dissonance build bundle --flavour tensorrt_rtx --targets 8.9 12.0 --precision fp16")
+def build(
+    bundle: Annotated[str, typer.Argument(help="The bundle folder to build plans in.", metavar="BUNDLE")],
+    more_targets: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,  # the second and later values of one --targets
+    flavour: Annotated[str, typer.Option(help="tensorrt (for the GPU in this machine) or tensorrt_rtx (for RTX GPUs).")] = "tensorrt",
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(help="Compute capabilities to build for, with tensorrt_rtx: no GPU is needed then. One or several.", metavar="CC..."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="Of the encoders (fp16, bf16, float32); repeat it. Default: fp16 and bf16, what the bundle has.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file as in configs/build/: batch sizes and options.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build TensorRT plans of a bundle's graphs, into the bundle; its id changes with that."""
+    from dissonance.config import BuildConfig, load_config
+    from dissonance.console import plans_table, printable, stderr, stdout
+    from dissonance.engine.runtime.tensorrt_library import parse_flavour
+    from dissonance.export.tensorrt import build_plans
+
+    if more_targets and not targets:
+        raise UsageError(f"Unexpected argument '{more_targets[0]}'. Give one bundle; compute capabilities follow --targets.")
+    console = stderr()
+    built, folders = build_plans(
+        bundle,
+        flavour=parse_flavour(flavour),
+        targets=[*(targets or ()), *(more_targets or ())],
+        precisions=[parse_precision(name) for name in precision or ()],
+        config=BuildConfig() if config is None else load_config(BuildConfig, config),
+        progress=lambda line: console.print(line, markup=False),
+    )
+    plans = {folder: built.spec.plans[folder] for folder in folders}
+    if as_json:
+        print(
+            json.dumps({"path": str(built.path), "id": built.id, "plans": {folder: plan.model_dump(mode="json") for folder, plan in plans.items()}})
+        )
+    else:
+        stdout().print(plans_table(plans))
+        stdout().print(f"bundle {printable(str(built.path))} ({built.id[:12]})", markup=False)
