@@ -1,6 +1,6 @@
 """The bundle: what export makes and the engine runs. Reads, verifies and writes it; imports no torch.
 
-A bundle is a folder: `bundle.json`, `weights.safetensors`, `visual.onnx`, `audio.onnx`, `head.onnx`, `head_tail.onnx`; `plans/` if TensorRT built any.
+A bundle is a folder: `bundle.json`, `weights.safetensors`, `visual.onnx`, `audio.onnx`, `head.onnx`, `head_tail.onnx`, and `plans/` once built.
 Hashes are checked on the very bytes that are then loaded (`Bundle.read`), so a file cannot change in between.
 """
 

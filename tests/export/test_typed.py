@@ -67,7 +67,7 @@ def test_the_constants_in_float32_are_norms_and_what_joins_the_stream(half_demo:
     tokens = (visual.image_size // visual.patch_size) ** 2 + 1
     expected = {
         "visual.onnx": visual.hidden_size * (2 * (2 * visual.layers + 2) + tokens + visual.prompts.count * (visual.layers - 1)),
-        "audio.onnx": audio.hidden_size * (2 * (2 * audio.layers + 1) + 2 * frames + 2 * frames * audio.layers),
+        "audio.onnx": audio.hidden_size * (2 * (2 * audio.layers + 1) + audio.max_positions + 2 * frames * audio.layers),
     }
     for name, elements in expected.items():
         model = onnx.load_from_string(half_demo.read(graph_file(name, precision)))

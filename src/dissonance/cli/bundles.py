@@ -1,6 +1,7 @@
 """`export`, `build`: from a checkpoint to what scans."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -53,8 +54,7 @@ def export(
 
 @commands.command(epilog="Example: dissonance build bundle     dissonance build bundle --flavour tensorrt_rtx --targets 8.9 12.0 --precision fp16")
 def build(
-    bundle: Annotated[str, typer.Argument(help="The bundle folder to build plans in.", metavar="BUNDLE")],
-    more_targets: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,  # the second and later values of one --targets
+    arguments: Annotated[list[str] | None, typer.Argument(help="The bundle folder to build plans in.", metavar="BUNDLE")] = None,
     flavour: Annotated[str, typer.Option(help="tensorrt (for the GPU in this machine) or tensorrt_rtx (for RTX GPUs).")] = "tensorrt",
     targets: Annotated[
         list[str] | None,
@@ -72,13 +72,18 @@ def build(
     from dissonance.engine.runtime.tensorrt_library import parse_flavour
     from dissonance.export.tensorrt import build_plans
 
-    if more_targets and not targets:
-        raise UsageError(f"Unexpected argument '{more_targets[0]}'. Give one bundle; compute capabilities follow --targets.")
+    # An option takes one value, so that the second of `--targets 8.9 12.0` comes as an argument.
+    more_targets = [value for value in arguments or () if targets and re.fullmatch(r"\d+\.\d+", value)]
+    bundles = [value for value in arguments or () if value not in more_targets]
+    if not bundles:
+        raise UsageError("Which bundle? Give its folder (./8.9 for one with such a name).")
+    if len(bundles) > 1:
+        raise UsageError(f"Unexpected argument '{bundles[1]}'. Give one bundle; compute capabilities follow --targets.")
     console = stderr()
     built, folders = build_plans(
-        bundle,
+        bundles[0],
         flavour=parse_flavour(flavour),
-        targets=[*(targets or ()), *(more_targets or ())],
+        targets=[*(targets or ()), *more_targets],
         precisions=[parse_precision(name) for name in precision or ()],
         config=BuildConfig() if config is None else load_config(BuildConfig, config),
         progress=lambda line: console.print(line, markup=False),

@@ -1,7 +1,7 @@
 """TensorRT plans for a bundle: what to build, each in a process of its own (`plan_child.py`), and into the bundle with them.
 
-Flavour `tensorrt` builds on the GPU that the plan is for. Flavour `tensorrt_rtx` builds for named compute capabilities, with or without a GPU; what such
-a build proves is that the parser takes the graph, its types, the profiles, and which attentions become one kernel on those chips.
+Flavour `tensorrt` builds on the GPU that the plan is for. Flavour `tensorrt_rtx` builds for named compute capabilities, with or without a GPU; what
+such a build proves is that the parser takes the graph, its types, the profiles, and which attentions become one kernel on those chips.
 """
 
 import json
@@ -35,6 +35,7 @@ CHILD = "dissonance.export.plan_child"
 _ERRORS: dict[str, type[DissonanceError]] = {kind.__name__: kind for kind in (BundleError, EnvironmentMissingError, OutputError)}
 
 Tell = Callable[[str], None]
+Done = dict[tuple[str, str], tuple[Path, PlanGraph]]  # by compute capability and ONNX file: the plan's file, and what it is
 
 
 def build_plans(
@@ -62,7 +63,9 @@ def build_plans(
     _check_options(flavour, config)
     version = probe_library(flavour)
     gpu = _find_gpu(flavour, targets, config)
-    capabilities = list(dict.fromkeys(targets)) or [gpu.compute_capability] if gpu else list(dict.fromkeys(targets))
+    capabilities = list(dict.fromkeys(targets))
+    if gpu and not capabilities:
+        capabilities = [gpu.compute_capability]
     tell(f"{TITLES[flavour]} {version}, " + (f"on {gpu.name} (compute capability {gpu.compute_capability})" if gpu else "without a GPU"))
     specs = [
         PlanSpec(
@@ -78,8 +81,9 @@ def build_plans(
         for precision in chosen
     ]
     with _working_in(bundle.path) as plans:
+        done: Done = {}
         for spec in specs:
-            bundle = _build_folder(open_bundle(bundle.path), spec, plans, config=config, gpu=gpu, tell=tell)
+            bundle = _build_folder(open_bundle(bundle.path), spec, plans, config=config, gpu=gpu, done=done, tell=tell)
     return bundle, [folder_of(spec) for spec in specs]
 
 
@@ -98,7 +102,7 @@ def _choose_precisions(bundle: Bundle, asked: Collection[Precision]) -> list[Pre
     chosen = list(dict.fromkeys(asked)) or [precision for precision in HALF if precision in has]
     if not chosen:
         raise UsageError(
-            f"Bundle '{bundle.path}' has its encoders in {', '.join(has)} only. Export it again with --precision fp16, or build with --precision float32."
+            f"Bundle '{bundle.path}' has its encoders in {', '.join(has)}. Export it again with --precision fp16, or build with --precision float32."
         )
     for precision in chosen:
         if precision == "int8":
@@ -151,7 +155,7 @@ def _find_gpu(flavour: Flavour, targets: Collection[str], config: BuildConfig) -
     for option in ("refit", "version_compatible"):
         if getattr(config, option):
             raise EnvironmentMissingError(
-                f"{option}: true needs a GPU in the machine that builds, also with TensorRT-RTX: {reason}. Set it to false in --config, or build on one."
+                f"{option}: true needs a GPU to build on, also with TensorRT-RTX: {reason}. Set it to false in --config, or build where there is one."
             )
     return None
 
@@ -173,14 +177,22 @@ def _working_in(bundle: Path) -> Iterator[Path]:
         raise OutputError(f"Cannot write plans into bundle '{bundle}': {error.strerror or error}. Free some space or copy the bundle.") from error
 
 
-def _build_folder(bundle: Bundle, spec: PlanSpec, plans: Path, *, config: BuildConfig, gpu: Gpu | None, tell: Tell) -> Bundle:
-    """All plans of one GPU and precision, in a folder beside the others that is moved into the bundle when it is whole."""
+def _build_folder(bundle: Bundle, spec: PlanSpec, plans: Path, *, config: BuildConfig, gpu: Gpu | None, done: Done, tell: Tell) -> Bundle:
+    """All plans of one GPU and precision, in a folder beside the others that is moved into the bundle when it is whole.
+
+    A plan that is in `done` already, of the same graph and GPU, is copied: the heads are the same in every precision.
+    """
     staging = plans / f".{uuid.uuid4().hex[:8]}.partial"
     staging.mkdir()
     try:
-        graphs = {}
+        graphs: dict[str, PlanGraph] = {}
         for number, (graph, batch) in enumerate(GRAPHS.items()):
             file, plan = graph_file(graph, spec.precision), staging / graph.replace(".onnx", ".plan")
+            if known := done.get((spec.compute_capability, file)):
+                there, graphs[plan.name] = known
+                for suffix in (".plan", ".layers.json"):
+                    shutil.copyfile(there.with_suffix(suffix), plan.with_suffix(suffix))
+                continue
             tell(f"building {file} for compute capability {spec.compute_capability} ({number + 1} of {len(GRAPHS)})")
             job = PlanJob(
                 flavour=spec.flavour,
@@ -202,12 +214,13 @@ def _build_folder(bundle: Bundle, spec: PlanSpec, plans: Path, *, config: BuildC
                 remember_own_plan(result.sha256)
             shown = result.model_dump(exclude={"version", "sha256"})
             graphs[plan.name] = PlanGraph(graph=file, graph_sha256=job.graph_sha256, batch=batch, profile=job.profile, **shown)
-            tell(
-                f"{plan.name}: {result.size_bytes / 1e6:.2f} MB in {result.build_s:.1f} s, {result.attentions_fused} of {result.attentions} attentions fused"
-            )
+            fused = f"{result.attentions_fused} of {result.attentions} attentions fused"
+            tell(f"{plan.name}: {result.size_bytes / 1e6:.2f} MB in {result.build_s:.1f} s, {fused}")
             if spec.precision in HALF and graph in ENCODERS and result.attentions_fused < result.attentions:
-                tell(f"warning: {result.attentions - result.attentions_fused} attentions of {file} are not one kernel; this plan will be slow")
-        return add_plans(bundle, {folder_of(spec): (spec.model_copy(update={"graphs": graphs}), staging)})
+                tell(f"warning: {file} has {fused}; the others write their scores to memory, and are slower")
+        taken = add_plans(bundle, {folder_of(spec): (spec.model_copy(update={"graphs": graphs}), staging)})
+        done |= {(spec.compute_capability, made.graph): (bundle.path / folder_of(spec) / name, made) for name, made in graphs.items()}
+        return taken
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
