@@ -99,7 +99,7 @@ def _tensorrt(flavour: Flavour) -> Callable[[], str]:
         try:
             return probe_library(flavour)
         except MissingLibraryError as error:
-            raise ModuleNotFoundError(str(error)) from error
+            raise ModuleNotFoundError(f"the Python module '{flavour}' is not installed") from error
 
     return look
 

@@ -126,7 +126,8 @@ def _configure(trt: Any, builder: Any, job: PlanJob) -> Any:
                 f"TensorRT-RTX {trt.__version__} does not build for compute capability {job.compute_capability}. Update it."
             )
         config.num_compute_capabilities = 1
-        config.set_compute_capability(capability, 0)
+        if not config.set_compute_capability(capability, 0):
+            raise EnvironmentMissingError(f"TensorRT-RTX {trt.__version__} refuses compute capability {job.compute_capability}. Update it.")
         return config
     if job.hardware_compatibility != "none":
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, job.hardware_compatibility.upper())
