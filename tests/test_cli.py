@@ -273,6 +273,22 @@ def test_doctor_says_what_is_usable(cli: Cli) -> None:
     assert found["isolation"] == found["pyav"] == found["haar"] == found["onnxruntime"] == found["bundle demo"] == "ok"
 
 
+def test_doctor_looks_for_both_flavours_of_tensorrt_as_build_does(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tensorrt.py").write_text("__version__ = '10.12.0'\n")
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('{name}')\n")
+    found = {
+        row["name"]: row
+        for row in json.loads(
+            cli("doctor", "--json", env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}).stdout
+        )
+    }
+    assert found["tensorrt"]["verdict"] == "broken"
+    assert "works with 10.13 or later, below 12.0" in found["tensorrt"]["detail"]
+    assert found["tensorrt_rtx"]["verdict"] == "missing"
+    assert "pip install 'dissonance[rtx]'" in found["tensorrt_rtx"]["detail"]
+
+
 def test_doctor_runs_where_a_library_is_missing(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "av.py").write_text("raise ModuleNotFoundError(\"No module named 'av'\")\n")
     done = cli("doctor", "--json", env={**os.environ, "PYTHONPATH": str(tmp_path)})

@@ -1,6 +1,6 @@
 """The bundle: what export makes and the engine runs. Reads, verifies and writes it; imports no torch.
 
-A bundle is a folder: `bundle.json`, `weights.safetensors`, `visual.onnx`, `audio.onnx`, `head.onnx`, `head_tail.onnx`.
+A bundle is a folder: `bundle.json`, `weights.safetensors`, `visual.onnx`, `audio.onnx`, `head.onnx`, `head_tail.onnx`, and `plans/` once built.
 Hashes are checked on the very bytes that are then loaded (`Bundle.read`), so a file cannot change in between.
 """
 
@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from dissonance.config import Fraction01, Frozen, ModelConfig
-from dissonance.errors import BundleError, UsageError
+from dissonance.config import Fraction01, Frozen, ModelConfig, ProfileConfig
+from dissonance.errors import BundleError, OutputError, UsageError
 
 SCHEMA_VERSION = 1
 DEMO = "demo"
@@ -100,6 +100,33 @@ class CalibrationSpec(Frozen):
         return self
 
 
+class PlanGraph(Frozen):
+    """One plan: what it was built from, for which batches, and what TensorRT made of it."""
+
+    graph: str  # the ONNX file
+    graph_sha256: str
+    batch: Literal["frames", "windows"]
+    profile: ProfileConfig
+    size_bytes: int
+    build_s: float
+    layers: int  # that run
+    attentions: int  # of the graph
+    attentions_fused: int  # into one kernel each
+    types: dict[str, int]  # layers by the type of their first output
+
+
+class PlanSpec(Frozen):
+    """A folder of plans, `plans/<gpu>-sm<cc>-<flavour><version>-<precision>`. Whether this machine built them is not for this file to say."""
+
+    flavour: Literal["tensorrt", "tensorrt_rtx"]
+    version: str  # of the library
+    compute_capability: str
+    gpu: str  # its name; "any" of that compute capability
+    precision: Precision  # of the encoders
+    options: dict[str, Any]  # BuildConfig without profiles
+    graphs: dict[str, PlanGraph]  # by the plan's file name
+
+
 class BundleSpec(Frozen):
     """`bundle.json`."""
 
@@ -118,6 +145,7 @@ class BundleSpec(Frozen):
     parameters: dict[str, int] = {}  # by group
     parity: dict[str, float] = {}  # largest differences from torch float32 that were measured when it was made
     versions: dict[str, str] = {}
+    plans: dict[str, PlanSpec] = {}  # by folder
     sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
 
     @model_validator(mode="after")
@@ -249,13 +277,9 @@ def write_bundle(path: Path, spec: BundleSpec, files: dict[str, bytes], *, overw
     staging = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         staging.mkdir(parents=True)
-        document = (json.dumps(spec.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
-        for name, data in {**files, "bundle.json": document}.items():
+        for name, data in {**files, "bundle.json": _document(spec)}.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            with (staging / name).open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+            _write_synced(staging / name, data)
         if path.exists():
             retired = staging.with_suffix(".old")
             path.rename(retired)
@@ -268,3 +292,61 @@ def write_bundle(path: Path, spec: BundleSpec, files: dict[str, bytes], *, overw
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return open_bundle(path)
+
+
+def add_plans(bundle: Bundle, built: dict[str, tuple[PlanSpec, Path]]) -> Bundle:
+    """Take folders of plans into a bundle: `built` has each one's name (`plans/...`), what it is, and the folder to move there, synced and whole.
+
+    An interruption at any moment leaves a bundle that opens: bundle.json first forgets plans that will be replaced, then folders are moved, then
+    bundle.json names the new ones; it is replaced in one step each time. The bundle's `id` is the hash of bundle.json, so it changes: finish builds
+    before long scans, whose resumption is tied to it. Raises OutputError where the bundle cannot be written.
+    """
+    kept = {folder: plan for folder, plan in bundle.spec.plans.items() if folder not in built}
+    hashes = {name: digest for name, digest in bundle.spec.sha256.items() if Path(name).parent.as_posix() not in built}
+    try:
+        if len(kept) < len(bundle.spec.plans):
+            _replace_document(bundle.path, bundle.spec.model_copy(update={"plans": kept, "sha256": hashes}))
+        for folder, (plan, ready) in built.items():
+            kept[folder] = plan
+            for file in sorted(ready.iterdir()):
+                with file.open("rb") as stream:
+                    hashes[f"{folder}/{file.name}"] = hashlib.file_digest(stream, "sha256").hexdigest()
+            target = bundle.path / folder
+            if target.exists():
+                shutil.rmtree(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            ready.rename(target)
+            _sync_folder(target.parent)
+        _replace_document(bundle.path, bundle.spec.model_copy(update={"plans": kept, "sha256": dict(sorted(hashes.items()))}))
+    except OSError as error:
+        raise OutputError(f"Cannot write plans into bundle '{bundle.path}': {error.strerror or error}. Free some space, then build again.") from error
+    return open_bundle(bundle.path)
+
+
+def _document(spec: BundleSpec) -> bytes:
+    return (json.dumps(spec.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace_document(path: Path, spec: BundleSpec) -> None:
+    staging = path / f".bundle.json.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        _write_synced(staging, _document(spec))
+        staging.replace(path / "bundle.json")
+        _sync_folder(path)
+    finally:
+        staging.unlink(missing_ok=True)

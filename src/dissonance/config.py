@@ -247,6 +247,38 @@ class ScanConfig(Frozen):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
+# --------------------------------------------------------------------------------------------------------------- build
+
+
+class ProfileConfig(Frozen):
+    """Batch sizes of a TensorRT plan: it takes `min` to `max`, and is made fastest for `opt`."""
+
+    min: Annotated[int, Field(ge=1, le=65_536)]
+    opt: Annotated[int, Field(ge=1, le=65_536)]
+    max: Annotated[int, Field(ge=1, le=65_536)]
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> Self:
+        for lower, upper in (("min", "opt"), ("opt", "max")):
+            if getattr(self, lower) > getattr(self, upper):
+                raise ValueError(f"{lower} {getattr(self, lower)} is above {upper} {getattr(self, upper)}")
+        return self
+
+
+class BuildConfig(Frozen):
+    """How TensorRT plans are built."""
+
+    frames: ProfileConfig = ProfileConfig(min=1, opt=32, max=256)  # of the visual encoder
+    windows: ProfileConfig = ProfileConfig(min=1, opt=16, max=64)  # of the audio encoder and the heads
+    optimization_level: Annotated[int, Field(ge=0, le=5)] = 3
+    workspace_mib: Annotated[int, Field(ge=16)] | None = None  # None: all there is
+    timing_cache: bool = True  # flavour tensorrt only
+    version_compatible: bool = False
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"  # flavour tensorrt only
+    refit: bool = False
+    timeout_s: Annotated[float, Field(gt=0)] = 3600.0  # for one plan
+
+
 # ------------------------------------------------------------------------------------------------------------- reading
 
 ConfigT = TypeVar("ConfigT", bound=Frozen)

@@ -1,6 +1,5 @@
 """What is usable on this machine, and why what is not, is not (`dissonance doctor`)."""
 
-import ctypes
 import importlib
 import importlib.util
 import json
@@ -13,8 +12,9 @@ from importlib import metadata
 from typing import Literal
 
 from dissonance.bundle import list_bundles, open_bundle
+from dissonance.engine.runtime.tensorrt_library import Flavour, MissingLibraryError, probe_library
 from dissonance.errors import DissonanceError
-from dissonance.machine import available_cores
+from dissonance.machine import available_cores, find_gpus
 
 Verdict = Literal["ok", "missing", "broken"]
 
@@ -88,13 +88,20 @@ def _module(name: str, distribution: str | None = None) -> Callable[[], str]:
 
 def _driver() -> str:
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise ModuleNotFoundError("no NVIDIA driver: libcuda.so.1 is not on this machine") from error
-    count = ctypes.c_int()
-    if (code := driver.cuInit(0)) or (code := driver.cuDeviceGetCount(ctypes.byref(count))):
-        raise RuntimeError(f"libcuda answers with error {code}")
-    return f"{count.value} GPU(s)"
+        found = find_gpus()
+    except FileNotFoundError as error:
+        raise ModuleNotFoundError(str(error)) from error
+    return f"{len(found)} GPU(s)" + "".join(f", {gpu.name} (compute capability {gpu.compute_capability})" for gpu in found)
+
+
+def _tensorrt(flavour: Flavour) -> Callable[[], str]:
+    def look() -> str:
+        try:
+            return probe_library(flavour)
+        except MissingLibraryError as error:
+            raise ModuleNotFoundError(f"the Python module '{flavour}' is not installed") from error
+
+    return look
 
 
 def _bundle(name: str) -> Callable[[], str]:
@@ -116,6 +123,8 @@ def examine() -> list[Finding]:
         ("torch", _module("torch"), "export and training; a scan does not need it", "pip install 'dissonance[export]'"),
         ("onnx export", _module("onnxscript"), "export", "pip install 'dissonance[export]'"),
         ("nvidia driver", _driver, "GPU work", "install NVIDIA's driver"),
+        ("tensorrt", _tensorrt("tensorrt"), "build, on the GPU that the plan is for", "pip install 'dissonance[gpu]'"),
+        ("tensorrt_rtx", _tensorrt("tensorrt_rtx"), "build for RTX GPUs, with or without one", "pip install 'dissonance[rtx]'"),
         *((f"bundle {name}", _bundle(name), "scanning", "reinstall the package") for name in list_bundles()),
     ]
     return [_examine(*check) for check in checks]

@@ -1,7 +1,44 @@
 """What this machine is, and what it lends us."""
 
+import ctypes
 import os
 from pathlib import Path
+from typing import NamedTuple
+
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute of cuda.h
+
+
+class Gpu(NamedTuple):
+    """An NVIDIA GPU: its name as the driver has it, and its compute capability, as in "9.0"."""
+
+    name: str
+    compute_capability: str
+
+
+def find_gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that this process may use, asked of the driver itself. Raises FileNotFoundError (no driver) or RuntimeError (it fails)."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise FileNotFoundError("no NVIDIA driver: libcuda.so.1 is not on this machine") from error
+
+    def call(function: str, *arguments: object) -> None:
+        if code := getattr(driver, function)(*arguments):
+            raise RuntimeError(f"the NVIDIA driver answers {function} with error {code}")
+
+    count, device, value, name = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    call("cuInit", 0)
+    call("cuDeviceGetCount", ctypes.byref(count))
+    found = []
+    for number in range(count.value):
+        call("cuDeviceGet", ctypes.byref(device), number)
+        call("cuDeviceGetName", name, len(name), device)
+        capability = []
+        for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
+            call("cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+            capability.append(str(value.value))
+        found.append(Gpu(name.value.decode(errors="replace"), ".".join(capability)))
+    return found
 
 
 def available_cores() -> int:

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import pytest
 
-from dissonance.bundle import Bundle
+from dissonance.bundle import ENCODERS, Bundle, graph_file, open_bundle, write_bundle
 from dissonance.export.make import export_bundle
+from dissonance.export.onnx import graphs
+from dissonance.export.typed import typed
 from dissonance.model.checkpoint import load_checkpoint, save_checkpoint
 from dissonance.model.network import AudioVisualNetwork
 from tests.model.tiny import tiny_network
@@ -30,3 +32,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         checkpoint=checkpoint, random_weights=False, preset=None, seed=0, out=folder / "bundle", overwrite=False, progress=lines.append
     )
     return Exported(load_checkpoint(checkpoint).network, checkpoint, bundle, lines)
+
+
+@pytest.fixture(scope="session")
+def half_demo(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo bundle that ships, with its encoders in fp16 and bf16 too."""
+    demo = open_bundle("demo")
+    files = {name: demo.read(name) for name in demo.spec.sha256}
+    for graph in graphs(load_checkpoint(demo.path / "weights.safetensors").network):
+        for precision in ("fp16", "bf16") if graph.name in ENCODERS else ():
+            files[graph_file(graph.name, precision)] = typed(graph, precision)
+    spec = demo.spec.model_copy(update={"precisions": ("float32", "bf16", "fp16")})
+    return write_bundle(tmp_path_factory.mktemp("half") / "bundle", spec, files)

@@ -1,7 +1,8 @@
-"""`export` and `validate`: from a checkpoint to what scans, and whether that gives the checkpoint's numbers."""
+"""`export`, `validate`, `build`: from a checkpoint to what scans, whether that gives the checkpoint's numbers, and TensorRT's plans of it."""
 
 import json
 import random
+import re
 import tempfile
 from collections import deque
 from contextlib import closing
@@ -103,3 +104,49 @@ def validate(
         raise errors.BundleError(
             f"Bundle '{bundle}' is beyond its tolerances ({too_far}). Do not scan with that precision, or export again from the checkpoint."
         )
+
+
+@commands.command(epilog="Example: dissonance build bundle     dissonance build bundle --flavour tensorrt_rtx --targets 8.9 12.0 --precision fp16")
+def build(
+    arguments: Annotated[list[str] | None, typer.Argument(help="The bundle folder to build plans in.", metavar="BUNDLE")] = None,
+    flavour: Annotated[str, typer.Option(help="tensorrt (for the GPU in this machine) or tensorrt_rtx (for RTX GPUs).")] = "tensorrt",
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(help="Compute capabilities to build for, with tensorrt_rtx: no GPU is needed then. One or several.", metavar="CC..."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="Of the encoders (fp16, bf16, float32); repeat it. Default: fp16 and bf16, what the bundle has.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file as in configs/build/: batch sizes and options.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build TensorRT plans of a bundle's graphs, into the bundle; its id changes with that."""
+    from dissonance.config import BuildConfig, load_config
+    from dissonance.console import plans_table, printable, stderr, stdout
+    from dissonance.engine.runtime.tensorrt_library import parse_flavour
+    from dissonance.export.tensorrt import build_plans
+
+    # An option takes one value, so that the second of `--targets 8.9 12.0` comes as an argument.
+    more_targets = [value for value in arguments or () if targets and re.fullmatch(r"\d+\.\d+", value)]
+    bundles = [value for value in arguments or () if value not in more_targets]
+    if not bundles:
+        raise errors.UsageError("Which bundle? Give its folder (./8.9 for one with such a name).")
+    if len(bundles) > 1:
+        raise errors.UsageError(f"Unexpected argument '{bundles[1]}'. Give one bundle; compute capabilities follow --targets.")
+    console = stderr()
+    built, folders = build_plans(
+        bundles[0],
+        flavour=parse_flavour(flavour),
+        targets=[*(targets or ()), *more_targets],
+        precisions=[parse_precision(name) for name in precision or ()],
+        config=BuildConfig() if config is None else load_config(BuildConfig, config),
+        progress=lambda line: console.print(line, markup=False),
+    )
+    plans = {folder: built.spec.plans[folder] for folder in folders}
+    if as_json:
+        print(
+            json.dumps({"path": str(built.path), "id": built.id, "plans": {folder: plan.model_dump(mode="json") for folder, plan in plans.items()}})
+        )
+    else:
+        stdout().print(plans_table(plans))
+        stdout().print(f"bundle {printable(str(built.path))} ({built.id[:12]})", markup=False)

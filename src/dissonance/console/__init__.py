@@ -3,6 +3,7 @@
 from dissonance.console.bundles import validation_table
 from dissonance.console.clips import clips_table
 from dissonance.console.machine import bench_table, findings_table
+from dissonance.console.plans import plans_table
 from dissonance.console.scan import ScanProgress, files_table, inspection, summary_lines
 from dissonance.console.screen import counted, printable, stderr, stdout
 from dissonance.console.training import TrainProgress, ablation_table, evaluation_table, training_lines
@@ -18,6 +19,7 @@ __all__ = [
     "files_table",
     "findings_table",
     "inspection",
+    "plans_table",
     "printable",
     "stderr",
     "stdout",

@@ -9,13 +9,13 @@ For a product x W, with x (rows, K) and W (K, N), symmetric in both (Jacob et al
 ONNX Runtime's own dynamic quantisation has one scale for the whole batch instead: one row with a large value would coarsen all others, and a hostile
 file could move its neighbours' scores.
 
-Rows are stored as unsigned bytes, weights as signed ones. ONNX Runtime's kernel for processors without VNNI adds products of two neighbours in 16 bits
-that saturate, which would give other numbers there than elsewhere. So t_n is such that any two weights of one sign among four neighbours, which is how
-kernels pack them, sum to 128 at most: 255 * 128 fits. That costs less precision than 7 bits for every weight, the usual remedy. (The kernel for
-unsigned weights has no such limit, but is no faster than float32 there.)
+Rows are stored as unsigned bytes, weights as signed ones. ONNX Runtime's kernel for processors without VNNI adds products of two neighbours in 16
+bits that saturate, which would give other numbers there than elsewhere. So t_n is such that any two weights of one sign among four neighbours, which
+is how kernels pack them, sum to 128 at most: 255 * 128 fits. That costs less precision than 7 bits for every weight, the usual remedy. (The kernel
+for unsigned weights has no such limit, but is no faster than float32 there.)
 
-Quantised are the two products of every MLP, two thirds of all. Attention's four stay in float32: of the demo's scores, all products in 8 bits moved one
-probability in 40 clips by 0.022, the MLPs' alone by 0.011, and 0.02 is what a bundle tolerates. Convolutions become float32 products (see
+Quantised are the two products of every MLP, two thirds of all. Attention's four stay in float32: of the demo's scores, all products in 8 bits moved
+one probability in 40 clips by 0.022, the MLPs' alone by 0.011, and 0.02 is what a bundle tolerates. Convolutions become float32 products (see
 `convolutions.py`).
 """
 
