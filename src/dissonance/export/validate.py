@@ -193,7 +193,7 @@ def validate(bundle: Bundle, files: Iterable[Labelled], *, scan: ScanConfig, thr
 
 def _artefacts(bundle: Bundle, reference: Reference, threads: int) -> tuple[list[Artefact], dict[str, str]]:
     """What can run here, and why the rest cannot."""
-    artefacts, not_run = list[Artefact](), dict[str, str]()
+    artefacts, not_run = list[Artefact](), dict.fromkeys(bundle.spec.plans, "this release runs no TensorRT plan")
     for precision in bundle.spec.precisions:
         try:
             runtime = open_runtime(bundle, precision=precision, threads=threads)
