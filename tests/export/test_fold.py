@@ -66,8 +66,8 @@ def test_the_presets_fold_in_every_form(preset: str) -> None:
     """With prompts as large as the tokens that they join."""
     model, generator = load_preset(preset), torch.Generator().manual_seed(4)
     network = build_network(model, seed=0).eval()
-    visual, index = network.visual, torch.tensor([1, 0])
-    pixels = torch.rand(2, 3, model.visual.image_size, model.visual.image_size, generator=generator)
+    visual, index = network.visual, torch.tensor([1])
+    pixels = torch.rand(1, 3, model.visual.image_size, model.visual.image_size, generator=generator)
     for carry, per_frame, readout in itertools.product(CARRIES, (False, True), READOUTS):
         prompts = model.visual.prompts.model_copy(update={"carry": carry, "per_frame": per_frame, "readout": readout, "count": 1})
         visual.config = model.visual.model_copy(update={"prompts": prompts})
