@@ -109,15 +109,14 @@ def test_the_fp16_files_give_these_features_in_onnx_runtime(demo: AudioVisualNet
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.inference_mode()
 def test_padding_is_never_heard(precision: Any) -> None:
-    """What stands behind the valid frames changes no bit of their features, nor does a window without a valid frame give NaN."""
-    network = tiny_network()
-    sound = Typed(Folded(network).audio, DTYPES[precision])
-    mask = torch.arange(FRAMES)[None, :] < torch.tensor([[4], [0]])
-    mel = torch.randn(2, 10, 4 * FRAMES, generator=torch.Generator().manual_seed(3))
-    other = torch.where(torch.arange(4 * FRAMES) < 16, mel, 50 * torch.ones_like(mel))
-    one, two = (sound(value.to(DTYPES[precision]), mask) for value in (mel, other))
-    assert torch.equal(one[0, :8], two[0, :8])
-    assert bool(torch.isfinite(one).all())
+    """A padded window gives what its valid part alone gives, up to rounding, and one without a valid frame gives numbers."""
+    dtype = DTYPES[precision]
+    sound = Typed(Folded(tiny_network()).audio, dtype)
+    mel = torch.randn(2, 10, 4 * FRAMES, generator=torch.Generator().manual_seed(3)).to(dtype)
+    padded = sound(mel, torch.arange(FRAMES)[None, :] < torch.tensor([[4], [0]]))
+    alone = sound(mel[:1, :, :16], torch.ones(1, 4, dtype=torch.bool))
+    assert (padded[:1, :8] - alone).square().mean().sqrt() < ROUNDOFF[precision] * alone.square().mean().sqrt()
+    assert bool(torch.isfinite(padded).all())
 
 
 def test_a_folded_encoder_stays_as_it_is() -> None:

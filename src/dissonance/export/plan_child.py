@@ -173,7 +173,7 @@ def _make_log(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             """Called by the library."""
-            if severity in grave and _NOISE not in message:
+            if severity in grave:
                 self.errors.append(message)
             elif "LayerType: " in message:
                 self.listing.append(message)
