@@ -1,5 +1,6 @@
 """One tiny bundle, exported once for all the tests that only look at it."""
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,3 +45,10 @@ def half_demo(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
             files[graph_file(graph.name, precision)] = typed(graph, precision)
     spec = demo.spec.model_copy(update={"precisions": ("float32", "bf16", "fp16")})
     return write_bundle(tmp_path_factory.mktemp("half") / "bundle", spec, files)
+
+
+@pytest.fixture
+def bundle(half_demo: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """`half_demo`, to be written to; what a build remembers of its plans stays in the test's folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return open_bundle(shutil.copytree(half_demo.path, tmp_path / "bundle"))
