@@ -14,7 +14,7 @@ from dissonance.errors import CheckpointError, UsageError
 from dissonance.model.network import AudioVisualNetwork, build_network
 from dissonance.training.cached_clip import CachedClip
 from dissonance.training.calibration import calibrate
-from dissonance.training.judge import ClipJudge, halve
+from dissonance.training.judge import ClipJudge, calibrate_cases, halve
 from dissonance.training.labels import Clip
 from dissonance.training.scoring import ClipScore, ClipScorer
 from tests.training.tiny import BINS, SIDE, named, shaken, tiny_model, tiny_run, toy_clip, toy_set
@@ -92,7 +92,7 @@ def test_a_network_that_went_astray_is_told() -> None:
 
 def test_each_case_is_calibrated_on_its_own_label(network: AudioVisualNetwork) -> None:
     labels, clips = judged()
-    done, without = judge_of(clips.__getitem__).calibrate(network, labels)
+    done, without = calibrate_cases(judge_of(clips.__getitem__).scores(network, labels))
     assert without == {}
     scores = list(zip(labels, scanned(network, [clips[label.uri] for label in labels]), strict=True))
     for case, fake in (("av", lambda label: label.fake), ("v", lambda label: label.picture_fake), ("a", lambda label: label.sound_fake)):
@@ -104,11 +104,11 @@ def test_each_case_is_calibrated_on_its_own_label(network: AudioVisualNetwork) -
 def test_a_case_of_one_class_is_told_and_the_others_are_calibrated(network: AudioVisualNetwork) -> None:
     labels, clips = judged()
     judge = judge_of(clips.__getitem__)
-    done, without = judge.calibrate(network, [label for label in labels if not label.sound_fake])
+    done, without = calibrate_cases(judge.scores(network, [label for label in labels if not label.sound_fake]))
     assert set(done) == {"av", "v"}
     assert set(without) == {"a"}
     assert "case 'a'" in without["a"]
-    done, without = judge.calibrate(network, [])
+    done, without = calibrate_cases([])
     assert done == {}
     assert set(without) == {"av", "v", "a"}
 

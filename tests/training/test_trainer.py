@@ -215,7 +215,7 @@ def test_a_run_ends_when_patience_does_and_keeps_the_best_weights(tmp_path: Path
 
     config = validating(patience=3)
     progress = trainer_of(config, tmp_path, validation=validation).run(script)
-    assert progress == Progress(step=10, best_auc=0.7, best_step=4, validations_since_best=3)
+    assert progress == Progress(step=10, best_figures={"auc_fused": 0.7}, best_step=4, validations_since_best=3)
     assert script.told == [(2, 0.6, True), (4, 0.7, True), (6, 0.5, False), (8, 0.7, False), (10, None, False)]
     kept = load_checkpoint(tmp_path / "best.safetensors")
     assert all(torch.equal(value, best[1][name]) for name, value in kept.network.state_dict().items())
@@ -229,7 +229,7 @@ def test_a_run_ends_when_patience_does_and_keeps_the_best_weights(tmp_path: Path
 def test_without_patience_a_run_goes_to_its_end(tmp_path: Path) -> None:
     script = Scripted(None, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1)
     progress = trainer_of(validating(), tmp_path, validation=script).run(script)
-    assert (progress.step, progress.best_step, progress.best_auc) == (14, 4, 0.9)
+    assert (progress.step, progress.best_step, progress.best_figures) == (14, 4, {"auc_fused": 0.9})
     assert [best for _, _, best in script.told] == [True, True, False, False, False, False, False]
 
 

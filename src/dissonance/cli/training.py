@@ -62,7 +62,6 @@ def train(
     from dissonance.console import TrainProgress, stderr, stdout, training_lines
 
     errors.require_extra("train", "Training", "torch", "safetensors", "sklearn")
-    from dissonance.training.metrics import as_json as jsonable
     from dissonance.training.run import load_train_config
     from dissonance.training.run import train as run
 
@@ -71,7 +70,7 @@ def train(
     with TrainProgress(stderr()) as progress:
         result = run(load_train_config(config), out, resume=resume, overwrite=overwrite, console=progress)
     if as_json:
-        print(json.dumps(jsonable(result)))
+        print(json.dumps(result.as_json()))
     else:
         for line in training_lines(result):
             stdout().print(line, markup=False, highlight=False, soft_wrap=True)

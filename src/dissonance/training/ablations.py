@@ -27,13 +27,10 @@ from dissonance.model.network import count_parameters
 from dissonance.training.ablation_report import DEFAULT, Run, as_document, figures, markdown
 from dissonance.training.augment import AugmentConfig
 from dissonance.training.cache import ClipCache, Outcome
-from dissonance.training.cached_clip import CachedClip
 from dissonance.training.config import TrainConfig
-from dissonance.training.judge import ClipJudge, halve
 from dissonance.training.losses import LossConfig, LossTerms
 from dissonance.training.material import find_clips
 from dissonance.training.run import Console, load_train_config, train
-from dissonance.training.splits import of_split
 from dissonance.training.trainer import choose_device
 
 # What each row lays over the configuration: dotted keys and their values.
@@ -242,8 +239,7 @@ class _Runner:
         self._cache_folder = base.data.cache or out / "cache"
         cores = available_cores()
         clips, _ = find_clips(base.data, self._clips_folder, seed=base.seed, workers=cores, counted=console.counted)
-        self._cache = ClipCache(self._cache_folder, model=base.model, scan=base.scan)
-        self._entries = self._cache.build(clips, workers=cores, progress=console.caching).entries
+        ClipCache(self._cache_folder, model=base.model, scan=base.scan).build(clips, workers=cores, progress=console.caching)
 
     def folder(self, name: str, seed: int) -> Path:
         """Of one run."""
@@ -258,10 +254,7 @@ class _Runner:
         try:
             result = train(config, folder, resume=resume, overwrite=False, console=_Steps(self._console), clips_folder=self._clips_folder)
             seconds = time.monotonic() - started_s
-            network = load_checkpoint(result.checkpoint).network.to(choose_device(config.device))
-            clips, _ = find_clips(config.data, self._clips_folder, seed=seed, workers=1, counted=_unseen)
-            _, held_out = halve(of_split([clip for clip in clips if clip.uri in self._entries], "validation"), seed=seed)
-            scored = list(ClipJudge(config, self._open_clip).scores(network, held_out))
+            network = load_checkpoint(result.checkpoint).network
         except (TrainingDivergedError, FloatingPointError) as error:
             return Run(name, seed, failed=str(error))
         cost = {
@@ -270,10 +263,7 @@ class _Runner:
             "best_step": result.best_step,
             "trainable_parameters": count_parameters(network)["trainable"],
         }
-        return Run(name, seed, figures=figures(scored), losses=_last_losses(folder / "log.jsonl"), cost=cost)
-
-    def _open_clip(self, uri: str) -> CachedClip:
-        return self._cache.open(self._entries[uri])
+        return Run(name, seed, figures=figures(result.held_out), losses=_last_losses(folder / "log.jsonl"), cost=cost)
 
 
 def _last_losses(log: Path) -> dict[str, float]:

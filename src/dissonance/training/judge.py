@@ -63,18 +63,19 @@ class ClipJudge:
             "lag_within_1": float(np.mean(lags)) if lags else None,
         }
 
-    def calibrate(self, network: AudioVisualNetwork, clips: Iterable[Clip]) -> tuple[dict[ModalityCase, Calibration], dict[ModalityCase, str]]:
-        """Each modality case on its own label, and why a case was not calibrated."""
-        found = list(self.scores(network, clips))
-        done: dict[ModalityCase, Calibration] = {}
-        without: dict[ModalityCase, str] = {}
-        for case, label in LABEL_OF_CASE.items():
-            rows = [(score.logits[case], label(clip), clip.identity) for clip, score in found if case in score.logits]
-            try:
-                done[case] = calibrate(case, [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
-            except CalibrationError as error:
-                without[case] = str(error)
-        return done, without
+
+def calibrate_cases(scored: Iterable[tuple[Clip, ClipScore]]) -> tuple[dict[ModalityCase, Calibration], dict[ModalityCase, str]]:
+    """Each modality case on its own label, and why a case was not calibrated."""
+    found = list(scored)
+    done: dict[ModalityCase, Calibration] = {}
+    without: dict[ModalityCase, str] = {}
+    for case, label in LABEL_OF_CASE.items():
+        rows = [(score.logits[case], label(clip), clip.identity) for clip, score in found if case in score.logits]
+        try:
+            done[case] = calibrate(case, [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+        except CalibrationError as error:
+            without[case] = str(error)
+    return done, without
 
 
 def halve(clips: Sequence[Clip], *, seed: int) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:

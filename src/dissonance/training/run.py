@@ -37,10 +37,11 @@ from dissonance.training.cache import ClipCache, Outcome
 from dissonance.training.cached_clip import CachedClip
 from dissonance.training.calibration import Calibration
 from dissonance.training.config import TrainConfig
-from dissonance.training.judge import ClipJudge, halve
+from dissonance.training.judge import ClipJudge, calibrate_cases, halve
 from dissonance.training.labels import Clip
 from dissonance.training.material import find_clips, trained_on
 from dissonance.training.metrics import as_json
+from dissonance.training.scoring import ClipScore
 from dissonance.training.splits import check_splits, of_split
 from dissonance.training.trainer import Report, Trainer, choose_device
 
@@ -70,6 +71,11 @@ class RunResult:
     uncalibrated: dict[str, str]  # why, by case
     clips: dict[str, int]
     skipped: dict[str, int]
+    held_out: tuple[tuple[Clip, ClipScore], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is written; without the scores."""
+        return {name: as_json(value) for name, value in vars(self).items() if name != "held_out"}
 
 
 def load_train_config(path: Path) -> TrainConfig:
@@ -148,7 +154,8 @@ def _train(config: TrainConfig, out: Path, *, resume: bool, console: Console, cl
     progress = trainer.run(console)
 
     network = load_checkpoint(trainer.best_file).network.to(choose_device(config.device))
-    calibrated, without = judge.calibrate(network, console.counted("calibrating", len(calibration_clips), calibration_clips))
+    held_out = tuple(judge.scores(network, console.counted("calibrating", len(calibration_clips), calibration_clips)))
+    calibrated, without = calibrate_cases(held_out)
     for case, why in without.items():
         console.tell(f"not calibrated: {case}: {why}")
     specs = {case: found.spec for case, found in calibrated.items()}
@@ -157,13 +164,14 @@ def _train(config: TrainConfig, out: Path, *, resume: bool, console: Console, cl
         trained_on=name,
         steps=progress.step,
         best_step=progress.best_step,
-        figures=judge.figures(network, selection[: config.validation_clips]),
+        figures=progress.best_figures,
         calibration={str(case): found for case, found in calibrated.items()},
         uncalibrated={str(case): why for case, why in without.items()},
         clips=counts,
         skipped=reasons,
+        held_out=held_out,
     )
-    write_text(out / "summary.json", json.dumps(as_json(result), indent=1) + "\n")
+    write_text(out / "summary.json", json.dumps(result.as_json(), indent=1) + "\n")
     return result
 
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,10 +32,10 @@ LOG_EVERY = 10  # steps
 
 @dataclass
 class Progress:
-    """Where a run is. `best_auc` is the fused head's on the validation clips, None before the first validation."""
+    """Where a run is. `best_figures` are those of the best validation so far, {} before the first."""
 
     step: int = 0
-    best_auc: float | None = None
+    best_figures: dict[str, float | None] = field(default_factory=dict)
     best_step: int = 0
     validations_since_best: int = 0
 
@@ -174,7 +174,7 @@ class Trainer:
         judged = last or (step > self._config.fused_from_step and step % self._config.validate_every == 0)
         if judged:
             figures = self._validation(self._network)
-            best = self._note(figures.get("auc_fused"))
+            best = self._note(figures)
             log.write(step, "validation", figures)
             report.validated(step, figures, best=best)
             if best:
@@ -183,12 +183,13 @@ class Trainer:
             facts = {**self._facts, "progress": asdict(self.progress)}
             save_state(self.state_file, modules=self._modules(), optimiser=self._optimiser, facts=facts)
 
-    def _note(self, auc: float | None) -> bool:
-        """Whether these weights are the best so far."""
-        progress = self.progress
-        best = progress.best_auc is None or (auc is not None and auc > progress.best_auc)
+    def _note(self, figures: dict[str, float | None]) -> bool:
+        """Whether these weights are the best so far, by the fused head's AUC."""
+        progress, auc = self.progress, figures.get("auc_fused")
+        best_auc = progress.best_figures.get("auc_fused")
+        best = best_auc is None or (auc is not None and auc > best_auc)
         if best:
-            progress.best_auc, progress.best_step, progress.validations_since_best = auc, progress.step, 0
+            progress.best_figures, progress.best_step, progress.validations_since_best = figures, progress.step, 0
         else:
             progress.validations_since_best += 1
         return best
