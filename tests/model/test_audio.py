@@ -4,11 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from bench._peers import whisper_features
 from transformers import WhisperConfig as HFConfig
 from transformers import WhisperModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from dissonance.model.audio import AudioEncoder, sinusoids
 from dissonance.model.backbone import load_whisper
@@ -35,21 +33,6 @@ def ours_with(theirs: WhisperModel, tmp_path: Any, **prompts: Any) -> AudioEncod
     return encoder
 
 
-def by_hand(model: WhisperEncoder, mel: Tensor, prompts: AudioEncoder) -> Tensor:
-    hidden = F.gelu(model.conv2(F.gelu(model.conv1(mel)))).transpose(1, 2)
-    tokens = hidden.shape[1]
-    hidden = hidden + model.embed_positions.weight[:tokens]
-    if prompts.prepended_prompts is not None:
-        hidden = torch.cat([prompts.prepended_prompts.expand(len(mel), -1, -1), hidden], dim=1)
-    for number, layer in enumerate(model.layers):
-        if prompts.residual_prompts:
-            prompt = prompts.residual_prompts[number]
-            both = torch.cat([hidden, prompt.tokens[:tokens].expand(len(mel), -1, -1)], dim=-1)
-            hidden = hidden + torch.einsum("oi,wti->wto", prompt.weight, both)
-        hidden = layer(hidden, None)
-    return model.layer_norm(hidden)[:, -tokens:]
-
-
 @pytest.mark.parametrize("form", [{"form": "residual"}, {"form": "prepend", "count": 3}, {"form": "none"}])
 @pytest.mark.parametrize("frames", [FRAMES, 4])
 @torch.inference_mode()
@@ -58,7 +41,8 @@ def test_every_form_equals_transformers_layers_driven_by_hand(theirs: WhisperMod
     mel = torch.randn(3, 10, 4 * frames)
     found = encoder(mel, torch.ones(3, frames, dtype=torch.bool))
     assert found.shape == (3, 2 * frames, 16)
-    torch.testing.assert_close(found, by_hand(theirs.encoder, mel, encoder), atol=1e-5, rtol=0)
+    expected = whisper_features(theirs.encoder, mel, residual=list(encoder.residual_prompts), prepended=encoder.prepended_prompts)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("form", [{"form": "residual"}, {"form": "prepend", "count": 3}, {"form": "none"}])

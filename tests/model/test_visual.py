@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from bench._peers import clip_features
 from transformers import CLIPVisionConfig as HFVisionConfig
 from transformers import CLIPVisionModel
 
@@ -32,19 +32,6 @@ def ours_with(theirs: CLIPVisionModel, tmp_path: Any, **prompts: Any) -> VisualE
     return encoder
 
 
-def by_hand(model: CLIPVisionModel, pixels: Tensor, prompts: Tensor, *, carry: str, readout: str) -> Tensor:
-    """`prompts` (frames, layers, k, size). They are put right behind CLS here, as VPT does: attention must not care."""
-    count = prompts.shape[2]
-    hidden = model.pre_layrnorm(model.embeddings(pixels))
-    cls, patches, carried = hidden[:, :1], hidden[:, 1:], prompts[:, :0, 0]
-    for number, layer in enumerate(model.encoder.layers):
-        carried = torch.cat([prompts[:, number], carried if carry == "accumulate" else carried[:, :0]], dim=1)
-        out = layer(torch.cat([cls, carried, patches], dim=1), None)
-        cls, carried, patches = out[:, :1], out[:, 1 : 1 + carried.shape[1]], out[:, 1 + carried.shape[1] :]
-    of_cls, of_prompt = model.post_layernorm(cls[:, 0]), model.post_layernorm(carried[:, :count]).mean(dim=1)
-    return {"cls": of_cls, "prompt": of_prompt, "cls+prompt": torch.cat([of_cls, of_prompt], dim=1)}[readout]
-
-
 @pytest.mark.parametrize("carry", ["accumulate", "replace"])
 @pytest.mark.parametrize("readout", ["cls", "prompt", "cls+prompt"])
 @pytest.mark.parametrize("count", [1, 3])
@@ -57,7 +44,7 @@ def test_every_form_equals_transformers_layers_driven_by_hand(
     assert encoder.prompts is not None
     pixels, index = torch.rand(4, 3, 16, 16), torch.tensor([5, 0, 2, 5])
     prompts = encoder.prompts[index] if per_frame else encoder.prompts.expand(4, -1, -1, -1)
-    expected = by_hand(theirs, (pixels - encoder.mean) / encoder.std, prompts, carry=carry, readout=readout)
+    expected = clip_features(theirs, (pixels - encoder.mean) / encoder.std, prompts, carry=carry, readout=readout)
     found = encoder(pixels, index if per_frame else None)
     assert found.shape == (4, encoder.config.feature_size)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
