@@ -10,17 +10,18 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "dissonance"
 
 # A room may import itself and these.
-BASE = {"bundle", "config", "errors", "locks", "machine", "tables"}
+BASE = {"bundle", "config", "errors", "files", "locks", "machine", "tables"}
 ALLOWED = {
     "errors": set(),
     "machine": set(),
+    "files": {"errors"},
     "locks": {"errors"},
     "config": {"errors"},
     "tables": {"errors"},
-    "bundle": {"config", "errors"},
+    "bundle": {"config", "errors", "files"},
     "kernels": BASE,
     "model": BASE,
-    "synth": {"config", "errors"},
+    "synth": {"config", "errors", "files"},
     "engine": BASE | {"kernels"},
     "export": BASE | {"model", "engine", "kernels"},
     "training": BASE | {"model", "engine", "kernels", "synth"},

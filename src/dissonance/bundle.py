@@ -6,7 +6,6 @@ Hashes are checked on the very bytes that are then loaded (`Bundle.read`), so a 
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dissonance.config import Fraction01, Frozen, ModelConfig, ProfileConfig
 from dissonance.errors import BundleError, OutputError, UsageError
+from dissonance.files import replacing, sync_folder, write_synced
 
 SCHEMA_VERSION = 1
 DEMO = "demo"
@@ -279,7 +279,7 @@ def write_bundle(path: Path, spec: BundleSpec, files: dict[str, bytes], *, overw
         staging.mkdir(parents=True)
         for name, data in {**files, "bundle.json": _document(spec)}.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            _write_synced(staging / name, data)
+            write_synced(staging / name, data)
         if path.exists():
             retired = staging.with_suffix(".old")
             path.rename(retired)
@@ -316,7 +316,7 @@ def add_plans(bundle: Bundle, built: dict[str, tuple[PlanSpec, Path]]) -> Bundle
                 shutil.rmtree(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             ready.rename(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         _replace_document(bundle.path, bundle.spec.model_copy(update={"plans": kept, "sha256": dict(sorted(hashes.items()))}))
     except OSError as error:
         raise OutputError(f"Cannot write plans into bundle '{bundle.path}': {error.strerror or error}. Free some space, then build again.") from error
@@ -327,26 +327,6 @@ def _document(spec: BundleSpec) -> bytes:
     return (json.dumps(spec.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _replace_document(path: Path, spec: BundleSpec) -> None:
-    staging = path / f".bundle.json.{uuid.uuid4().hex[:8]}.partial"
-    try:
-        _write_synced(staging, _document(spec))
-        staging.replace(path / "bundle.json")
-        _sync_folder(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with replacing(path / "bundle.json") as partial:
+        partial.write_bytes(_document(spec))

@@ -17,6 +17,7 @@ from dissonance.config import Frozen, ProfileConfig
 from dissonance.engine.runtime.tensorrt_library import TITLES, Flavour, load_library
 from dissonance.errors import BundleError, DissonanceError, EnvironmentMissingError, OutputError
 from dissonance.export.layer_report import LayerReport, as_document, from_inspector, from_log
+from dissonance.files import write_synced
 
 _NOISE = "catchCudaError"  # what a builder without a GPU says beside every error
 _MIB = 2**20
@@ -206,10 +207,7 @@ def _told(errors: list[str]) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        with path.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_synced(path, data)
     except OSError as error:
         raise OutputError(f"Cannot write '{path}': {error.strerror or error}. Free some space, then build again.") from error
 

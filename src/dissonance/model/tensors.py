@@ -1,10 +1,7 @@
 """Weights on disk: safetensors only. A pickle can run code when it is opened, so none is ever opened."""
 
 import json
-import os
-import uuid
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dissonance.errors import CheckpointError
+from dissonance.files import replacing
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -89,17 +87,10 @@ def load_into(module: nn.Module, tensors: dict[str, Tensor], *, origin: str, kee
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a checkpoint's file: beside its place, synced, then renamed, so it is whole or not there. Raises CheckpointError."""
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    """Write a checkpoint's file: it is whole or not there. Raises CheckpointError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staging.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        staging.rename(path)
+        with replacing(path) as partial:
+            partial.write_bytes(data)
     except OSError as error:
         raise CheckpointError(f"Cannot write checkpoint '{path}': {error.strerror or error}. Free some space or choose another place.") from error
-    finally:
-        with suppress(OSError):
-            staging.unlink()

@@ -10,7 +10,6 @@ As in FakeAVCeleb, the csv's column `path` holds the file's name and an unnamed 
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from dissonance.errors import UsageError
+from dissonance.files import replacing
 from dissonance.synth.config import Compression, Forgery, Renderer, SynthConfig
 from dissonance.synth.drawing import draw_clips
 from dissonance.synth.identity import SPLIT_OF_RACE, Gender, Race, Split, gender_of, race_of
@@ -137,22 +137,18 @@ def generate(
 
 
 def _generate(out: Path, count: int, seed: int, config: SynthConfig, workers: int) -> Generator[ClipRow, None, None]:
-    unfinished = out / f".{META_DATA}.partial"
     plans = (plan_clip(seed, index, config) for index in range(count))
     drawn = draw_clips(plans, lambda plan: out / describe(plan).file, config, workers=workers)
     try:
         manifest = {"generator": "dissonance synth", "count": count, "seed": seed, "config": config.model_dump(mode="json")}
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        with unfinished.open("w", newline="", encoding="utf-8") as stream:
+        with replacing(out / META_DATA) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
             lines = csv.writer(stream, lineterminator="\n")
             lines.writerow(COLUMNS)
             for row in map(describe, drawn):
                 lines.writerow(row.cells())
                 yield row
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(out / META_DATA)
     except OSError as error:
         raise UsageError(f"Cannot write '{out}': {error.strerror or error}. Free some space, or choose another folder.") from error
     finally:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from dissonance.config import ModelConfig, parse_config
-from dissonance.engine.scan.sink import write_text
 from dissonance.errors import ConfigError, OutputError, TrainingDivergedError, UsageError
+from dissonance.files import write_text
 from dissonance.machine import available_cores, describe_machine
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import count_parameters

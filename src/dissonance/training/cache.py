@@ -28,9 +28,9 @@ from dissonance.engine.media.detect import make_detector
 from dissonance.engine.media.probe import probe
 from dissonance.engine.media.sound import SoundTrack
 from dissonance.engine.scan.messages import Crashed, Failed, Opened, Task
-from dissonance.engine.scan.sink import replacing
 from dissonance.engine.scan.workers import WorkerPool
 from dissonance.errors import MediaError, OutputError
+from dissonance.files import replacing
 from dissonance.locks import held
 from dissonance.training.cached_clip import CachedClip, Track, check_entry, frames_of, open_entry, write_entry
 from dissonance.training.labels import Clip, Skipped

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
-from dissonance.engine.scan.sink import replacing
 from dissonance.engine.scan.sources import Input
 from dissonance.errors import OutputError, UsageError
+from dissonance.files import replacing
 from dissonance.tables import Cells, is_file, read_table
 from dissonance.training.labels import REAL, SPLITS, Clip, Dataset, Skipped, Split
 

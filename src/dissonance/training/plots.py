@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from sklearn.metrics import auc, roc_curve
 
-from dissonance.engine.scan.sink import replacing
 from dissonance.errors import OutputError
+from dissonance.files import replacing
 from dissonance.training.calibration import reliability
 from dissonance.training.metrics import checked
 

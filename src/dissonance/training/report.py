@@ -19,8 +19,8 @@ from typing import Any, Literal
 from dissonance.bundle import DEMO, Bundle, open_bundle
 from dissonance.config import ScanConfig
 from dissonance.engine.runtime import open_runtime
-from dissonance.engine.scan.sink import write_text
 from dissonance.errors import OutputError, UsageError
+from dissonance.files import write_text
 from dissonance.machine import available_cores
 from dissonance.training.datasets import DatasetConfig, open_dataset
 from dissonance.training.evaluation import (

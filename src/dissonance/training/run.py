@@ -25,8 +25,8 @@ from typing import Any, Protocol
 import torch
 
 from dissonance.config import ModelConfig, load_config, load_preset, parse_config
-from dissonance.engine.scan.sink import write_text
 from dissonance.errors import OutputError, UsageError
+from dissonance.files import write_text
 from dissonance.locks import held
 from dissonance.machine import available_cores
 from dissonance.model.backbone import load_backbones

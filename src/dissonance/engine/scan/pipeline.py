@@ -28,11 +28,12 @@ from dissonance.engine.scan.channel import ProtocolError
 from dissonance.engine.scan.ledger import Ledger, Stamp
 from dissonance.engine.scan.messages import Crashed, Failed, Opened, Task
 from dissonance.engine.scan.scoring import Scorer, WindowScore
-from dissonance.engine.scan.sink import Sink, replacing
+from dissonance.engine.scan.sink import Sink
 from dissonance.engine.scan.sources import Input, Sources
 from dissonance.engine.scan.verdict import FileVerdict, VerdictBuilder
 from dissonance.engine.scan.workers import Event, WorkerPool
 from dissonance.errors import OutputError, UsageError
+from dissonance.files import replacing
 from dissonance.locks import held
 from dissonance.machine import available_cores
 

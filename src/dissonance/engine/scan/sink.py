@@ -6,10 +6,8 @@ names the id. Files of an id the ledger does not name are leftovers of a kill an
 
 import contextlib
 import json
-import os
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,38 +18,7 @@ from dissonance.config import ExecutionConfig
 from dissonance.engine.scan.ledger import Ledger, Stamp
 from dissonance.engine.scan.rows import TABLES, Row
 from dissonance.engine.scan.verdict import FileVerdict
-from dissonance.errors import OutputError
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` at the end, synced, or disappears where the block fails."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file at once: it is whole or not there. Raises OutputError."""
-    try:
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"Cannot write '{path}': {error.strerror or error}. Free some space, or choose another folder.") from error
+from dissonance.files import replacing
 
 
 class Sink:
