@@ -24,7 +24,8 @@ DEMO = "demo"
 REQUIRED_FILES = ("weights.safetensors", "visual.onnx", "audio.onnx", "head.onnx", "head_tail.onnx")
 
 ModalityCase = Literal["av", "v", "a"]
-Precision = Literal["float32", "fp16", "bf16", "int8"]
+Precision = Literal["float32", "fp16", "bf16", "int8", "fp8", "int8-qdq"]
+StaticPrecision = Literal["fp8", "int8-qdq"]  # fp16 graphs with products in 8 bits, by scales that were fixed at export
 ENCODERS = ("visual.onnx", "audio.onnx")  # the graphs that exist in every precision of a bundle; the head is float32 in all of them
 
 
@@ -81,6 +82,8 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "fp16": Tolerance(probability=0.01, auc=0.005),
     "bf16": Tolerance(probability=0.02, auc=0.005),
     "int8": Tolerance(probability=0.02, auc=0.005),
+    "fp8": Tolerance(probability=0.05, auc=0.005),
+    "int8-qdq": Tolerance(probability=0.03, auc=0.005),
 }
 
 
@@ -141,6 +144,7 @@ class BundleSpec(Frozen):
     training: dict[str, Any] | None = None  # the configuration of the run that made it; None for random weights
     folds: tuple[str, ...] = ()  # what was folded in its graphs
     precisions: tuple[Precision, ...] = ("float32",)  # in which it has its encoders
+    quantised_on: str | None = None  # what fixed the scales of its fp8 and int8-qdq encoders
     tolerances: dict[Precision, Tolerance] = TOLERANCES  # what `dissonance validate` holds them to
     parameters: dict[str, int] = {}  # by group
     parity: dict[str, float] = {}  # largest differences from torch float32 that were measured when it was made

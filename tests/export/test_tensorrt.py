@@ -206,8 +206,8 @@ def test_what_a_bundle_cannot_give_is_told(exported: Any) -> None:
         build_plans(exported.bundle.path, flavour="tensorrt_rtx", targets=["8.9"], precisions=["bf16"])
     with pytest.raises(UsageError, match=r"'demo' ships with the package and is not written to\. Copy "):
         build_plans("demo", flavour="tensorrt_rtx", targets=["8.9"], precisions=["float32"])
-    with pytest.raises(UsageError, match=r"Invalid --precision 'fp8'\. Supported values are"):
-        parse_precision("fp8")
+    with pytest.raises(UsageError, match=r"Invalid --precision 'fp9'\. Supported values are float32, fp16, bf16, int8, fp8, int8-qdq"):
+        parse_precision("fp9")
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,28 @@ import random
 import re
 import tempfile
 from collections import deque
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dissonance import errors
-from dissonance.bundle import Precision, parse_precision
+from dissonance.bundle import parse_precision
 from dissonance.cli.options import JsonOption
 from dissonance.cli.scan import scan_config
 from dissonance.export.folds import FOLDS, folds_without
+
+if TYPE_CHECKING:  # --help needs none of them
+    from rich.console import Console
+
+    from dissonance.export.ranges import Clips
+    from dissonance.training.labels import Clip
+
+Layout = Literal["auto", "fakeavceleb", "kodf", "manifest"]
+CLIPS_TO_QUANTISE_ON = 16
+SEED_TO_QUANTISE_ON = 4100  # of clips that `validate` does not draw
 
 commands = typer.Typer()
 
@@ -34,7 +45,17 @@ def export(
     no_fold: Annotated[list[str] | None, typer.Option(help=f"A fold to leave out ({', '.join(sorted(FOLDS))}); repeat it.", metavar="FOLD")] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help=f"Of the encoders, beside float32 ({', '.join(sorted(set(get_args(Precision)) - {'float32'}))}); repeat it."),
+        typer.Option(
+            help="Of the encoders, beside float32; repeat it. int8: for CPUs. fp16, bf16, fp8, int8-qdq: for TensorRT, the last two with 8-bit MLPs."
+        ),
+    ] = None,
+    quantise_on: Annotated[
+        Path | None,
+        typer.Option(
+            help="A labelled data set whose windows fix the scales of fp8 and int8-qdq. Synthetic clips are drawn where none is given; for random "
+            "weights noise will do.",
+            metavar="DATA",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,6 +73,7 @@ def export(
         overwrite=overwrite,
         folds=folds_without(no_fold or ()),
         precisions=[parse_precision(name) for name in precision or ()],
+        quantise_on=_to_quantise_on(console, quantise_on),
         progress=lambda line: console.print(line, markup=False),
     )
     if as_json:
@@ -66,7 +88,7 @@ def validate(
     data: Annotated[Path | None, typer.Argument(help="A labelled data set; synthetic clips are drawn where none is given.", metavar="[DATA]")] = None,
     most: Annotated[int, typer.Option(min=1, help="Clips that are drawn, or taken of the data set.")] = 40,
     seed: Annotated[int, typer.Option(help="Of the clips that are drawn, or of the choice.")] = 9000,
-    layout: Annotated[Literal["auto", "fakeavceleb", "kodf", "manifest"], typer.Option(help="Of the data set.")] = "auto",
+    layout: Annotated[Layout, typer.Option(help="Of the data set.")] = "auto",
     config: Annotated[Path | None, typer.Option(help="A scan config in YAML: how faces and speech are found.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Inference threads; 0: one per core.")] = 0,
     as_json: JsonOption = False,
@@ -81,19 +103,11 @@ def validate(
     errors.require_extra("export", "Validating", "torch", "safetensors", "sklearn")
     from dissonance.export.validate import Labelled
     from dissonance.export.validate import validate as run
-    from dissonance.machine import available_cores
-    from dissonance.synth.dataset import generate
-    from dissonance.training.datasets import DatasetConfig, open_dataset
 
     opened, settings = open_bundle(bundle), scan_config(config, detector=None, yunet_model=None, boxes=None, execution={})
     console = stderr()
-    with tempfile.TemporaryDirectory(prefix="dissonance-validate-") as drawn:
-        if data is None:
-            with closing(generate(Path(drawn) / "clips", count=most, seed=seed, workers=available_cores())) as rows:
-                deque(counted(console, "drawing clips", most, rows), maxlen=0)
-        clips = open_dataset(DatasetConfig(path=data or Path(drawn) / "clips", layout=layout)).clips
-        chosen = clips if len(clips) <= most else random.Random(seed).sample(clips, most)
-        files = [Labelled(clip.path, clip.fake) for clip in chosen]
+    with _clips(console, data, most=most, seed=seed, layout=layout) as clips:
+        files = [Labelled(clip.path, clip.fake) for clip in clips]
         found = run(opened, counted(console, "comparing clips", len(files), files), scan=settings, threads=threads)
     if as_json:
         print(json.dumps(found))
@@ -106,6 +120,32 @@ def validate(
         )
 
 
+@contextmanager
+def _clips(console: "Console", data: Path | None, *, most: int, seed: int, layout: Layout) -> Iterator[Sequence["Clip"]]:
+    """At most so many clips of a labelled data set, or so many that are drawn for as long as this lasts."""
+    from dissonance.console import counted
+    from dissonance.machine import available_cores
+    from dissonance.synth.dataset import generate
+    from dissonance.training.datasets import DatasetConfig, open_dataset
+
+    with tempfile.TemporaryDirectory(prefix="dissonance-clips-") as drawn:
+        if data is None:
+            with closing(generate(Path(drawn) / "clips", count=most, seed=seed, workers=available_cores())) as rows:
+                deque(counted(console, "drawing clips", most, rows), maxlen=0)
+        clips = open_dataset(DatasetConfig(path=data or Path(drawn) / "clips", layout=layout)).clips
+        yield clips if len(clips) <= most else random.Random(seed).sample(clips, most)
+
+
+@contextmanager
+def _to_quantise_on(console: "Console", data: Path | None) -> Iterator["Clips"]:
+    """Clips for export, whose names and folders stay out of the bundle."""
+    from dissonance.export.ranges import Clips
+
+    with _clips(console, data, most=CLIPS_TO_QUANTISE_ON, seed=SEED_TO_QUANTISE_ON, layout="auto") as clips:
+        origin = f"{len(clips)} synthetic clips (seed {SEED_TO_QUANTISE_ON})" if data is None else f"{len(clips)} clips of {data.name}"
+        yield Clips([clip.path for clip in clips], origin, drawn=data is None)
+
+
 @commands.command(epilog="Example: dissonance build bundle     dissonance build bundle --flavour tensorrt_rtx --targets 8.9 12.0 --precision fp16")
 def build(
     arguments: Annotated[list[str] | None, typer.Argument(help="The bundle folder to build plans in.", metavar="BUNDLE")] = None,
@@ -115,7 +155,8 @@ def build(
         typer.Option(help="Compute capabilities to build for, with tensorrt_rtx: no GPU is needed then. One or several.", metavar="CC..."),
     ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="Of the encoders (fp16, bf16, float32); repeat it. Default: fp16 and bf16, what the bundle has.")
+        list[str] | None,
+        typer.Option(help="Of the encoders (fp16, bf16, fp8, int8-qdq, float32); repeat it. Default: fp16 and bf16, what the bundle has."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file as in configs/build/: batch sizes and options.")] = None,
     as_json: JsonOption = False,

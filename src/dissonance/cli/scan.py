@@ -69,7 +69,9 @@ def scan(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where inference runs.")] = "auto",
     decoder: Annotated[Literal["auto", "pyav"], typer.Option(help="What decodes video.")] = "auto",
     runtime: Annotated[Literal["auto", "onnxruntime"], typer.Option(help="What runs the network.")] = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of the encoders, one that the bundle has; int8 is for CPUs.")] = "float32",
+    precision: Annotated[
+        Precision, typer.Option(help="Of the encoders, one that the bundle has. int8 is for CPUs; fp8 and int8-qdq are for TensorRT, and slow here.")
+    ] = "float32",
     detector: Annotated[Literal["haar", "yunet", "boxes"] | None, typer.Option(help="What finds faces. \\[default: haar]")] = None,
     yunet_model: Annotated[Path | None, typer.Option(help="The YuNet ONNX file, for --detector yunet.")] = None,
     boxes: Annotated[Path | None, typer.Option(help="CSV or JSONL of boxes, for --detector boxes.")] = None,

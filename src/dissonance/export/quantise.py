@@ -88,8 +88,9 @@ def quantised(float32: bytes) -> bytes:
 
 
 def weight_products(model: ModelProto) -> Iterator[NodeProto]:
-    """The products of a graph that int8 replaces: by a constant matrix that is not square, which only MLPs have."""
-    matrices = {tensor.name: tensor.dims for tensor in model.graph.initializer if len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT}
+    """The products of a float32 or fp16 graph that 8 bits replace: by a constant matrix that is not square, which only MLPs have."""
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    matrices = {tensor.name: tensor.dims for tensor in model.graph.initializer if len(tensor.dims) == 2 and tensor.data_type in floats}
     for node in model.graph.node:
         if node.op_type == "MatMul" and node.input[1] in matrices:
             rows, columns = matrices[node.input[1]]

@@ -31,6 +31,8 @@ GRAPHS: dict[str, Literal["frames", "windows"]] = {
     "visual.onnx": "frames", "audio.onnx": "windows", "head.onnx": "windows", "head_tail.onnx": "windows",
 }  # fmt: skip
 HALF: tuple[Precision, ...] = ("fp16", "bf16")
+BUILDABLE: tuple[Precision, ...] = (*HALF, "fp8", "int8-qdq", "float32")
+SINCE = {"bf16": "8.0", "fp8": "8.9"}  # the first compute capability whose products have the type
 CHILD = "dissonance.export.plan_child"
 _ERRORS: dict[str, type[DissonanceError]] = {kind.__name__: kind for kind in (BundleError, EnvironmentMissingError, OutputError)}
 
@@ -59,13 +61,15 @@ def build_plans(
     if str(name) in list_bundles():
         raise UsageError(f"Bundle '{name}' ships with the package and is not written to. Copy '{bundle.path}' and build the copy.")
     chosen = _choose_precisions(bundle, precisions)
-    _check_targets(flavour, targets, chosen)
+    _check_targets(flavour, targets)
+    _check_types(targets, chosen)
     _check_options(flavour, config)
     version = probe_library(flavour)
     gpu = _find_gpu(flavour, targets, config)
     capabilities = list(dict.fromkeys(targets))
     if gpu and not capabilities:
         capabilities = [gpu.compute_capability]
+        _check_types(capabilities, chosen)
     tell(f"{TITLES[flavour]} {version}, " + (f"on {gpu.name} (compute capability {gpu.compute_capability})" if gpu else "without a GPU"))
     specs = [
         PlanSpec(
@@ -101,12 +105,13 @@ def _choose_precisions(bundle: Bundle, asked: Collection[Precision]) -> list[Pre
     has = bundle.spec.precisions
     chosen = list(dict.fromkeys(asked)) or [precision for precision in HALF if precision in has]
     if not chosen:
+        there = " or ".join(precision for precision in BUILDABLE if precision in has)
         raise UsageError(
-            f"Bundle '{bundle.path}' has its encoders in {', '.join(has)}. Export it again with --precision fp16, or build with --precision float32."
+            f"Bundle '{bundle.path}' has its encoders in {', '.join(has)}. Export it again with --precision fp16, or build with --precision {there}."
         )
     for precision in chosen:
-        if precision == "int8":
-            raise UsageError("Invalid --precision 'int8': a bundle's int8 encoders are for CPUs. TensorRT plans are built in fp16, bf16 or float32.")
+        if precision not in BUILDABLE:
+            raise UsageError(f"Invalid --precision '{precision}': such encoders are for CPUs. TensorRT plans are built in {', '.join(BUILDABLE)}.")
         if precision not in has:
             raise UsageError(
                 f"Invalid --precision '{precision}': bundle '{bundle.path}' has {', '.join(has)}. Export it again with --precision {precision}."
@@ -114,14 +119,28 @@ def _choose_precisions(bundle: Bundle, asked: Collection[Precision]) -> list[Pre
     return chosen
 
 
-def _check_targets(flavour: Flavour, targets: Collection[str], precisions: Collection[Precision]) -> None:
+def _check_targets(flavour: Flavour, targets: Collection[str]) -> None:
     if flavour == "tensorrt" and targets:
         raise UsageError("--targets is for --flavour tensorrt_rtx: TensorRT builds for the GPU in this machine.")
     for target in targets:
         if target not in RTX_TARGETS:
             raise UsageError(f"Invalid --targets '{target}'. TensorRT-RTX builds for compute capability {', '.join(RTX_TARGETS)}.")
-        if target == "7.5" and "bf16" in precisions:
-            raise UsageError("Compute capability 7.5 has no bf16. Build it by itself: --targets 7.5 --precision fp16.")
+
+
+def _check_types(capabilities: Collection[str], precisions: Collection[Precision]) -> None:
+    """A chip that lacks a type is told before the work; the library would say so in the end, and in its own words."""
+    for capability in capabilities:
+        has = [precision for precision in precisions if _number(capability) >= _number(SINCE.get(precision, "0.0"))]
+        for precision in precisions:
+            if precision not in has:
+                instead = " ".join(f"--precision {name}" for name in has) or "--precision fp16"
+                raise UsageError(
+                    f"Compute capability {capability} has no {precision}, which {SINCE[precision]} has. Build for it by itself, with {instead}."
+                )
+
+
+def _number(capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in capability.split("."))
 
 
 def _check_options(flavour: Flavour, config: BuildConfig) -> None:
@@ -216,7 +235,7 @@ def _build_folder(bundle: Bundle, spec: PlanSpec, plans: Path, *, config: BuildC
             graphs[plan.name] = PlanGraph(graph=file, graph_sha256=job.graph_sha256, batch=batch, profile=job.profile, **shown)
             fused = f"{result.attentions_fused} of {result.attentions} attentions fused"
             tell(f"{plan.name}: {result.size_bytes / 1e6:.2f} MB in {result.build_s:.1f} s, {fused}")
-            if spec.precision in HALF and graph in ENCODERS and result.attentions_fused < result.attentions:
+            if spec.precision != "float32" and graph in ENCODERS and result.attentions_fused < result.attentions:
                 tell(f"warning: {file} has {fused}; the others write their scores to memory, and are slower")
         taken = add_plans(bundle, {folder_of(spec): (spec.model_copy(update={"graphs": graphs}), staging)})
         done |= {(spec.compute_capability, made.graph): (bundle.path / folder_of(spec) / name, made) for name, made in graphs.items()}

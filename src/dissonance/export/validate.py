@@ -26,6 +26,7 @@ from dissonance.engine.runtime.torch_runtime import TorchRuntime
 from dissonance.engine.scan.single import FileScore, read_file
 from dissonance.engine.scan.verdict import FileVerdict, probability
 from dissonance.errors import BundleError, EnvironmentMissingError, MediaError
+from dissonance.export.ranges import is_whole
 from dissonance.model.audio import TOKENS_PER_FRAME
 from dissonance.model.checkpoint import load_checkpoint
 
@@ -212,7 +213,7 @@ def _verdicts(
     scores = [FileScore(path, bundle=bundle, runtime=runtime, config=scan) for runtime in (reference, *others)]
     for event in read_file(path, spec=bundle.spec, config=scan):
         message = event.message
-        if isinstance(message, Window) and message.mel is not None and len(message.new_crops) == bundle.spec.model.frames:
+        if isinstance(message, Window) and is_whole(message, bundle.spec):
             among_mates += [message] if len(among_mates) < WINDOWS_AMONG_MATES else []
         for score in scores:
             score.take(event)

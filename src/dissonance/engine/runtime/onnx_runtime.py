@@ -1,12 +1,12 @@
 """The bundle's ONNX graphs through ONNX Runtime, on a CPU or with CUDA."""
 
 import importlib
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dissonance.bundle import Bundle, Precision, graph_file
+from dissonance.bundle import Bundle, Precision, StaticPrecision, graph_file
 from dissonance.engine.runtime.base import FloatArray, HeadOutput
 from dissonance.errors import BundleError, EnvironmentMissingError, missing_extra
 from dissonance.machine import available_cores
@@ -40,7 +40,7 @@ class OnnxRuntime:
             )
         self.name = f"onnxruntime-{device}" + ("" if precision == "float32" else f"-{precision}")
         self.precision: Precision = precision
-        self._floats = np.float16 if precision == "fp16" else np.float32  # what the encoders take
+        self._floats = np.float16 if precision in ("fp16", *get_args(StaticPrecision)) else np.float32  # what the encoders take
         self._bundle = bundle
         self._per_frame = bundle.spec.model.visual.prompts.per_frame
         self._visual = self._session(ort, graph_file("visual.onnx", precision), provider, threads)

@@ -1,0 +1,216 @@
+"""fp8 and int8-qdq encoders: arithmetic that numpy and ml_dtypes do too, scales that no batch mate moves, and what TensorRT-RTX makes of them."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, get_args
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from dissonance.bundle import Bundle, StaticPrecision, graph_file, open_bundle
+from dissonance.config import ScanConfig
+from dissonance.engine.runtime.tensorrt_library import MODULES
+from dissonance.errors import BundleError, UsageError
+from dissonance.export.make import export_bundle
+from dissonance.export.qdq import SMALLEST_SCALE, with_qdq
+from dissonance.export.ranges import Clips, largest_inputs
+from dissonance.export.tensorrt import build_plans
+from dissonance.export.validate import Labelled, validate
+from dissonance.synth.dataset import generate
+from tests.export.conftest import Exported
+
+DEMO = open_bundle("demo")
+MODEL = DEMO.spec.model
+PRECISIONS = get_args(StaticPrecision)
+RNG = np.random.default_rng(7)
+needs_rtx = pytest.mark.skipif(
+    not any(importlib.util.find_spec(name) for name in MODULES["tensorrt_rtx"]), reason="needs TensorRT-RTX: pip install 'dissonance[rtx]'"
+)
+Feeds = dict[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Labelled]:
+    """Two clips to quantise on, and two others to validate on."""
+    folder = tmp_path_factory.mktemp("qdq") / "clips"
+    return [Labelled(folder / row.file, row.forgery != "none") for row in generate(folder, count=4, seed=57)]
+
+
+@pytest.fixture(scope="module")
+def static_demo(clips: list[Labelled], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo bundle, exported again with both."""
+    two = Clips([clip.path for clip in clips[:2]], "two clips", drawn=True)
+    return export_bundle(
+        checkpoint=DEMO.path, random_weights=False, preset=None, seed=0, out=tmp_path_factory.mktemp("static") / "b", overwrite=False,
+        precisions=PRECISIONS, quantise_on=nullcontext(two),
+    )  # fmt: skip
+
+
+def run(model: bytes, feeds: Feeds) -> NDArray[np.float32]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    outputs: list[NDArray[Any]] = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return outputs[0].astype(np.float32)
+
+
+def product(matrix: NDArray[np.float32]) -> bytes:
+    """y = x w in fp16."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["n", size]) for name, size in zip("xy", matrix.shape, strict=True))
+    weight = numpy_helper.from_array(matrix.astype(np.float16), "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], "g", [x], [y], [weight])
+    data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9).SerializeToString()
+    return data
+
+
+def rounded(values: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
+    """To the nearest that 8 bits hold, by numpy's rounding or by ml_dtypes' E4M3."""
+    if precision == "fp8":
+        return np.clip(values, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return np.clip(np.rint(values), -128, 127)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_product_is_the_formula_s(precision: StaticPrecision) -> None:
+    """The scales are the largest value over what the type holds at most, of the weights column by column; what lies beyond is clipped."""
+    top = {"fp8": 448, "int8-qdq": 127}[precision]
+    matrix = (RNG.standard_normal((48, 33)) * RNG.uniform(0.1, 3, 33)).astype(np.float16).astype(np.float32)
+    values = np.concatenate([RNG.standard_normal((8, 48)), np.full((1, 48), 9.0), np.zeros((1, 48))]).astype(np.float16).astype(np.float32)
+    data = with_qdq(product(matrix), precision, {"x": 4.0})
+    of_values, of_columns = np.float32(np.float16(4.0 / top)), (np.abs(matrix).max(axis=0) / top).astype(np.float16).astype(np.float32)
+    expected = (rounded(values / of_values, precision) * of_values) @ (rounded(matrix / of_columns, precision) * of_columns)
+    found = run(data, {"x": values.astype(np.float16)})
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+    exact = values[:8] @ matrix
+    error = np.sqrt(np.mean((found[:8] - exact) ** 2) / np.mean(exact**2))
+    assert {"fp8": 0.02, "int8-qdq": 0.003}[precision] < error < {"fp8": 0.05, "int8-qdq": 0.015}[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_column_of_zeros_and_an_input_of_zeros_have_a_scale_all_the_same(precision: StaticPrecision) -> None:
+    matrix = RNG.standard_normal((16, 8)).astype(np.float32)
+    matrix[:, 3] = 0
+    data = with_qdq(product(matrix), precision, {"x": 0.0})
+    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(data).graph.initializer if "scale" in tensor.name}
+    assert all(scale.dtype == np.float16 and (scale >= SMALLEST_SCALE).all() for scale in scales.values())
+    found = run(data, {"x": np.ones((2, 16), np.float16)})
+    assert np.isfinite(found).all()
+    assert (found[:, 3] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["visual.onnx", "audio.onnx"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_graph_is_standard_onnx_with_the_mlps_in_8_bits(static_demo: Bundle, name: str, precision: StaticPrecision) -> None:
+    """Symmetric, one scale an activation, one a column; attention has none of it. The checker infers every type."""
+    model = onnx.load_from_string(static_demo.read(graph_file(name, precision)))
+    onnx.checker.check_model(model, full_check=True)
+    layers = MODEL.visual.layers if name == "visual.onnx" else MODEL.audio.layers
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    made = {output: node for node in model.graph.node for output in node.output}
+    quantised = [node for node in model.graph.node if node.op_type == "MatMul" and made.get(node.input[1], node).op_type == "DequantizeLinear"]
+    assert len(quantised) == 2 * layers
+    assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 2 * layers
+    kind = {"fp8": ml_dtypes.float8_e4m3fn, "int8-qdq": np.int8}[precision]
+    for node in quantised:
+        values, weight = (made[name] for name in node.input)
+        assert made[values.input[0]].op_type == "QuantizeLinear"
+        assert made[values.input[0]].input[1] == values.input[1]
+        assert stored[values.input[1]].shape == ()
+        assert stored[weight.input[0]].dtype == kind
+        assert stored[weight.input[1]].shape == stored[weight.input[0]].shape[1:]
+        assert all(stored[zero].dtype == kind and not stored[zero].astype(np.float32).any() for zero in (values.input[2], weight.input[2]))
+
+
+def test_the_largest_input_is_numpy_s(half_demo: Bundle) -> None:
+    """Over all batches, and of the first MLP, whose input ONNX Runtime is asked for."""
+    data = half_demo.read("audio.fp16.onnx")
+    mask = np.ones((2, MODEL.frames), np.bool_)
+    feeds = [
+        {"mel": (factor * RNG.standard_normal((2, MODEL.audio.mel_bins, 4 * MODEL.frames))).astype(np.float16), "mask": mask} for factor in (3, 1)
+    ]
+    found = largest_inputs(data, iter(feeds))
+    model = onnx.load_from_string(data)
+    tensor = next(node.input[0] for node in model.graph.node if node.op_type == "MatMul" and node.input[0].startswith("gelu"))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(tensor, TensorProto.FLOAT16, None))
+    assert found[tensor] == pytest.approx(max(np.abs(run(model.SerializeToString(), feed)).max() for feed in feeds), rel=2e-3)
+
+
+def test_scores_stay_close_and_no_batch_mate_moves_them(static_demo: Bundle, clips: list[Labelled]) -> None:
+    found = validate(static_demo, clips[2:], scan=ScanConfig(), threads=1)
+    assert found["holds"]
+    for precision in PRECISIONS:
+        of = found["artefacts"][precision]
+        assert 1e-4 < of["probabilities"]["largest"] < static_demo.spec.tolerances[precision].probability
+        assert of["batch_mates"] <= 1e-5
+    assert static_demo.spec.quantised_on is not None
+    assert static_demo.spec.quantised_on.endswith("windows of two clips")
+
+
+def test_what_there_is_to_quantise_on(exported: Exported, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def export(quantise_on: Clips | None, *, random_weights: bool = False) -> Bundle:
+        return export_bundle(
+            checkpoint=None if random_weights else exported.checkpoint, random_weights=random_weights, preset="demo" if random_weights else None,
+            seed=0, out=tmp_path / "b", overwrite=False, precisions=["int8-qdq"], quantise_on=quantise_on and nullcontext(quantise_on),
+            progress=lines.append,
+        )  # fmt: skip
+
+    with pytest.raises(UsageError, match="need clips to quantise on"):
+        export(None)
+    (tmp_path / "none.mp4").write_bytes(b"no video")
+    with pytest.raises(BundleError, match=r"no window of one file has both a face and sound\. Give such clips with --quantise-on"):
+        export(Clips([tmp_path / "none.mp4"], "one file", drawn=False))
+    assert not (tmp_path / "b").exists()
+    assert export(None, random_weights=True).spec.quantised_on == "noise"
+    assert "scales of 8-bit activations are fixed on noise" in lines
+
+
+# ---------------------------------------------------------------------------------------------------------------- TensorRT
+
+
+@needs_rtx
+def test_tensorrt_rtx_builds_both_with_every_mlp_in_8_bits_and_attention_fused(
+    static_demo: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    shutil.copytree(static_demo.path, tmp_path / "b")
+    bundle, folders = build_plans(tmp_path / "b", flavour="tensorrt_rtx", targets=["8.9"], precisions=PRECISIONS)
+    assert [folder.split("-", 3)[-1].split("-", 1)[-1] for folder in folders] == list(PRECISIONS)
+    layers = {"visual": MODEL.visual.layers, "audio": MODEL.audio.layers}
+    for folder, precision in zip(folders, PRECISIONS, strict=True):
+        for name, count in layers.items():
+            plan = bundle.spec.plans[folder].graphs[f"{name}.plan"]
+            assert (plan.attentions, plan.attentions_fused) == (count, count)
+            assert plan.types[{"fp8": "fp8", "int8-qdq": "int8"}[precision]] == 2 * count
+            assert len(json.loads(bundle.read(f"{folder}/{name}.layers.json"))) == plan.layers
+
+
+@pytest.mark.parametrize(
+    ("targets", "precisions", "says"),
+    [
+        (["8.9", "8.6"], ["fp8", "int8-qdq"], r"8\.6 has no fp8, which 8\.9 has\. Build for it by itself, with --precision int8-qdq\."),
+        (["7.5"], ["fp8"], r"7\.5 has no fp8, which 8\.9 has\. .* with --precision fp16"),
+        (["8.9"], ["bf16"], r"Invalid --precision 'bf16': .* has float32, fp8, int8-qdq"),
+        (["8.9"], [], r"Export it again with --precision fp16, or build with --precision fp8 or int8-qdq or float32"),
+    ],
+)
+def test_what_a_chip_or_a_bundle_lacks_is_told_before_any_work(static_demo: Bundle, targets: Any, precisions: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        build_plans(static_demo.path, flavour="tensorrt_rtx", targets=targets, precisions=precisions)
+    assert not (static_demo.path / "plans").exists()
+
+
+def test_the_command_says_which_are_for_tensorrt() -> None:
+    done = subprocess.run([sys.executable, "-m", "dissonance", "export", "--help"], capture_output=True, text=True, check=False)
+    words = " ".join(done.stdout.replace("│", " ").split())
+    assert "int8: for CPUs. fp16, bf16, fp8, int8-qdq: for TensorRT" in words
