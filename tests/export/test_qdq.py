@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,15 +18,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from dissonance.bundle import Bundle, StaticPrecision, graph_file, open_bundle
+from dissonance.bundle import ENCODERS, Bundle, StaticPrecision, graph_file, open_bundle, write_bundle
 from dissonance.config import ScanConfig
 from dissonance.engine.runtime.tensorrt_library import MODULES
 from dissonance.errors import BundleError, UsageError
 from dissonance.export.make import export_bundle
+from dissonance.export.onnx import graphs
 from dissonance.export.qdq import SMALLEST_SCALE, with_qdq
-from dissonance.export.ranges import Clips, largest_inputs
+from dissonance.export.ranges import Clips, clip_samples, largest_inputs
 from dissonance.export.tensorrt import build_plans
 from dissonance.export.validate import Labelled, validate
+from dissonance.model.checkpoint import UNTRAINED, load_checkpoint, save_checkpoint
 from dissonance.synth.dataset import generate
 from tests.export.conftest import Exported
 
@@ -41,19 +44,22 @@ Feeds = dict[str, NDArray[Any]]
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Labelled]:
-    """Two clips to quantise on, and two others to validate on."""
+    """One to quantise on, the others to validate on."""
     folder = tmp_path_factory.mktemp("qdq") / "clips"
-    return [Labelled(folder / row.file, row.forgery != "none") for row in generate(folder, count=4, seed=57)]
+    return [Labelled(folder / row.file, row.forgery != "none") for row in generate(folder, count=3, seed=57)]
 
 
 @pytest.fixture(scope="module")
-def static_demo(clips: list[Labelled], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The demo bundle, exported again with both."""
-    two = Clips([clip.path for clip in clips[:2]], "two clips", drawn=True)
-    return export_bundle(
-        checkpoint=DEMO.path, random_weights=False, preset=None, seed=0, out=tmp_path_factory.mktemp("static") / "b", overwrite=False,
-        precisions=PRECISIONS, quantise_on=nullcontext(two),
-    )  # fmt: skip
+def static_demo(half_demo: Bundle, clips: list[Labelled], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo bundle with its encoders in fp8 and int8-qdq too."""
+    files = {name: DEMO.read(name) for name in DEMO.spec.sha256}
+    samples = clip_samples(Clips([clips[0].path], "one clip", drawn=True), spec=DEMO.spec, scan=ScanConfig())
+    for graph in graphs(load_checkpoint(DEMO.path / "weights.safetensors").network)[:2]:
+        half = half_demo.read(graph_file(graph.name, "fp16"))
+        largest = largest_inputs(half, samples.feeds(graph))
+        files |= {graph_file(graph.name, precision): with_qdq(half, precision, largest) for precision in PRECISIONS}
+    spec = DEMO.spec.model_copy(update={"precisions": ("float32", *PRECISIONS), "quantised_on": samples.origin})
+    return write_bundle(tmp_path_factory.mktemp("static") / "b", spec, files)
 
 
 def run(model: bytes, feeds: Feeds) -> NDArray[np.float32]:
@@ -76,18 +82,22 @@ def rounded(values: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
     """To the nearest that 8 bits hold, by numpy's rounding or by ml_dtypes' E4M3."""
     if precision == "fp8":
         return np.clip(values, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    return np.clip(np.rint(values), -128, 127)
+    return np.clip(np.rint(values), -128, 127).astype(np.float32)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_product_is_the_formula_s(precision: StaticPrecision) -> None:
-    """The scales are the largest value over what the type holds at most, of the weights column by column; what lies beyond is clipped."""
+    """A scale is the largest value over what the type holds at most; columns are levelled before; what lies beyond is clipped."""
     top = {"fp8": 448, "int8-qdq": 127}[precision]
     matrix = (RNG.standard_normal((48, 33)) * RNG.uniform(0.1, 3, 33)).astype(np.float16).astype(np.float32)
     values = np.concatenate([RNG.standard_normal((8, 48)), np.full((1, 48), 9.0), np.zeros((1, 48))]).astype(np.float16).astype(np.float32)
     data = with_qdq(product(matrix), precision, {"x": 4.0})
-    of_values, of_columns = np.float32(np.float16(4.0 / top)), (np.abs(matrix).max(axis=0) / top).astype(np.float16).astype(np.float32)
-    expected = (rounded(values / of_values, precision) * of_values) @ (rounded(matrix / of_columns, precision) * of_columns)
+    largest = np.abs(matrix).max(axis=0)
+    of_values, of_matrix = np.float32(np.float16(4.0 / top)), np.float32(np.float16(largest.max() / top))
+    columns = np.maximum(largest / largest.max(), 1 / 16).astype(np.float16).astype(np.float32)
+    level = (matrix / columns).astype(np.float16)
+    counted = rounded(level / (np.float16(of_matrix) if precision == "fp8" else of_matrix), precision)  # the reference divides E4M3's in their type
+    expected = columns * ((rounded(values / of_values, precision) * of_values) @ (counted * of_matrix))
     found = run(data, {"x": values.astype(np.float16)})
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
     exact = values[:8] @ matrix
@@ -110,7 +120,7 @@ def test_a_column_of_zeros_and_an_input_of_zeros_have_a_scale_all_the_same(preci
 @pytest.mark.parametrize("name", ["visual.onnx", "audio.onnx"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_graph_is_standard_onnx_with_the_mlps_in_8_bits(static_demo: Bundle, name: str, precision: StaticPrecision) -> None:
-    """Symmetric, one scale an activation, one a column; attention has none of it. The checker infers every type."""
+    """Symmetric, with one scale an activation and one a matrix; attention has none of it. The checker infers every type."""
     model = onnx.load_from_string(static_demo.read(graph_file(name, precision)))
     onnx.checker.check_model(model, full_check=True)
     layers = MODEL.visual.layers if name == "visual.onnx" else MODEL.audio.layers
@@ -124,9 +134,8 @@ def test_the_graph_is_standard_onnx_with_the_mlps_in_8_bits(static_demo: Bundle,
         values, weight = (made[name] for name in node.input)
         assert made[values.input[0]].op_type == "QuantizeLinear"
         assert made[values.input[0]].input[1] == values.input[1]
-        assert stored[values.input[1]].shape == ()
+        assert stored[values.input[1]].shape == stored[weight.input[1]].shape == ()
         assert stored[weight.input[0]].dtype == kind
-        assert stored[weight.input[1]].shape == stored[weight.input[0]].shape[1:]
         assert all(stored[zero].dtype == kind and not stored[zero].astype(np.float32).any() for zero in (values.input[2], weight.input[2]))
 
 
@@ -145,34 +154,43 @@ def test_the_largest_input_is_numpy_s(half_demo: Bundle) -> None:
 
 
 def test_scores_stay_close_and_no_batch_mate_moves_them(static_demo: Bundle, clips: list[Labelled]) -> None:
-    found = validate(static_demo, clips[2:], scan=ScanConfig(), threads=1)
+    found = validate(static_demo, clips[1:], scan=ScanConfig(), threads=1)
     assert found["holds"]
     for precision in PRECISIONS:
         of = found["artefacts"][precision]
         assert 1e-4 < of["probabilities"]["largest"] < static_demo.spec.tolerances[precision].probability
         assert of["batch_mates"] <= 1e-5
-    assert static_demo.spec.quantised_on is not None
-    assert static_demo.spec.quantised_on.endswith("windows of two clips")
 
 
-def test_what_there_is_to_quantise_on(exported: Exported, tmp_path: Path) -> None:
+def test_export_fixes_scales_on_the_clips_it_is_given_and_on_noise_for_random_weights(
+    exported: Exported, clips: list[Labelled], tmp_path: Path
+) -> None:
     lines: list[str] = []
 
-    def export(quantise_on: Clips | None, *, random_weights: bool = False) -> Bundle:
+    def export(checkpoint: Path, name: str, quantise_on: Clips | None = None) -> Bundle:
         return export_bundle(
-            checkpoint=None if random_weights else exported.checkpoint, random_weights=random_weights, preset="demo" if random_weights else None,
-            seed=0, out=tmp_path / "b", overwrite=False, precisions=["int8-qdq"], quantise_on=quantise_on and nullcontext(quantise_on),
-            progress=lines.append,
+            checkpoint=checkpoint, random_weights=False, preset=None, seed=0, out=tmp_path / name, overwrite=False, precisions=PRECISIONS,
+            quantise_on=quantise_on and nullcontext(quantise_on), progress=lines.append,
         )  # fmt: skip
 
     with pytest.raises(UsageError, match="need clips to quantise on"):
-        export(None)
+        export(exported.checkpoint, "none")
     (tmp_path / "none.mp4").write_bytes(b"no video")
     with pytest.raises(BundleError, match=r"no window of one file has both a face and sound\. Give such clips with --quantise-on"):
-        export(Clips([tmp_path / "none.mp4"], "one file", drawn=False))
-    assert not (tmp_path / "b").exists()
-    assert export(None, random_weights=True).spec.quantised_on == "noise"
-    assert "scales of 8-bit activations are fixed on noise" in lines
+        export(exported.checkpoint, "none", Clips([tmp_path / "none.mp4"], "one file", drawn=False))
+    assert not (tmp_path / "none").exists()
+    of_clip = export(exported.checkpoint, "clip", Clips([clips[0].path], "one clip", drawn=True))
+    assert re.fullmatch(r"\d windows of one clip", of_clip.spec.quantised_on or "")
+    again = export(exported.checkpoint, "again", Clips([clips[0].path], "one clip", drawn=True))
+    assert again.spec.sha256 == of_clip.spec.sha256
+    untrained = save_checkpoint(exported.network, tmp_path / "untrained", trained_on=UNTRAINED)
+    of_noise = export(untrained, "noise")
+    assert of_noise.spec.quantised_on == "noise"
+    assert f"scales of 8-bit activations are fixed on {of_clip.spec.quantised_on}" in lines
+    for precision in PRECISIONS:
+        for graph in ENCODERS:
+            name = graph_file(graph, precision)
+            assert of_clip.spec.sha256[name] != of_noise.spec.sha256[name]
 
 
 # ---------------------------------------------------------------------------------------------------------------- TensorRT
