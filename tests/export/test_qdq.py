@@ -216,8 +216,8 @@ def test_tensorrt_rtx_builds_both_with_every_mlp_in_8_bits_and_attention_fused(
 @pytest.mark.parametrize(
     ("targets", "precisions", "says"),
     [
-        (["8.9", "8.6"], ["fp8", "int8-qdq"], r"8\.6 has no fp8, which 8\.9 has\. Build for it by itself, with --precision int8-qdq\."),
-        (["7.5"], ["fp8"], r"7\.5 has no fp8, which 8\.9 has\. .* with --precision fp16"),
+        (["8.9", "8.6"], ["fp8", "int8-qdq"], r"8\.6 has no fp8; 8\.9 has\. Build for it by itself: --precision int8-qdq\."),
+        (["7.5"], ["fp8"], r"7\.5 has no fp8; 8\.9 has\. .*: --precision int8-qdq"),
         (["8.9"], ["bf16"], r"Invalid --precision 'bf16': .* has float32, fp8, int8-qdq"),
         (["8.9"], [], r"Export it again with --precision fp16, or build with --precision fp8 or int8-qdq or float32"),
     ],

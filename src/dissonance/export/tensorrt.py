@@ -62,14 +62,14 @@ def build_plans(
         raise UsageError(f"Bundle '{name}' ships with the package and is not written to. Copy '{bundle.path}' and build the copy.")
     chosen = _choose_precisions(bundle, precisions)
     _check_targets(flavour, targets)
-    _check_types(targets, chosen)
+    _check_types(targets, chosen, has=bundle.spec.precisions)
     _check_options(flavour, config)
     version = probe_library(flavour)
     gpu = _find_gpu(flavour, targets, config)
     capabilities = list(dict.fromkeys(targets))
     if gpu and not capabilities:
         capabilities = [gpu.compute_capability]
-        _check_types(capabilities, chosen)
+        _check_types(capabilities, chosen, has=bundle.spec.precisions)
     tell(f"{TITLES[flavour]} {version}, " + (f"on {gpu.name} (compute capability {gpu.compute_capability})" if gpu else "without a GPU"))
     specs = [
         PlanSpec(
@@ -127,15 +127,15 @@ def _check_targets(flavour: Flavour, targets: Collection[str]) -> None:
             raise UsageError(f"Invalid --targets '{target}'. TensorRT-RTX builds for compute capability {', '.join(RTX_TARGETS)}.")
 
 
-def _check_types(capabilities: Collection[str], precisions: Collection[Precision]) -> None:
+def _check_types(capabilities: Collection[str], precisions: Collection[Precision], *, has: Collection[Precision]) -> None:
     """A chip that lacks a type is told before the work; the library would say so in the end, and in its own words."""
     for capability in capabilities:
-        has = [precision for precision in precisions if _number(capability) >= _number(SINCE.get(precision, "0.0"))]
+        fits = [precision for precision in BUILDABLE if precision in has and _number(capability) >= _number(SINCE.get(precision, "0.0"))]
         for precision in precisions:
-            if precision not in has:
-                instead = " ".join(f"--precision {name}" for name in has) or "--precision fp16"
+            if precision not in fits:
+                instead = next((other for other in precisions if other in fits), fits[0])
                 raise UsageError(
-                    f"Compute capability {capability} has no {precision}, which {SINCE[precision]} has. Build for it by itself, with {instead}."
+                    f"Compute capability {capability} has no {precision}; {SINCE[precision]} has. Build for it by itself: --precision {instead}."
                 )
 
 
