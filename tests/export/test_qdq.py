@@ -180,12 +180,11 @@ def test_export_fixes_scales_on_the_clips_it_is_given_and_on_noise_for_random_we
         export(exported.checkpoint, "none", Clips([tmp_path / "none.mp4"], "one file", drawn=False))
     assert not (tmp_path / "none").exists()
     of_clip = export(exported.checkpoint, "clip", Clips([clips[0].path], "one clip", drawn=True))
-    assert re.fullmatch(r"\d windows of one clip", of_clip.spec.quantised_on or "")
-    again = export(exported.checkpoint, "again", Clips([clips[0].path], "one clip", drawn=True))
-    assert again.spec.sha256 == of_clip.spec.sha256
+    assert re.fullmatch(r"\d+ windows of one clip", of_clip.spec.quantised_on or "")
     untrained = save_checkpoint(exported.network, tmp_path / "untrained", trained_on=UNTRAINED)
     of_noise = export(untrained, "noise")
     assert of_noise.spec.quantised_on == "noise"
+    assert export(untrained, "again").spec.sha256 == of_noise.spec.sha256
     assert f"scales of 8-bit activations are fixed on {of_clip.spec.quantised_on}" in lines
     for precision in PRECISIONS:
         for graph in ENCODERS:
@@ -203,7 +202,7 @@ def test_tensorrt_rtx_builds_both_with_every_mlp_in_8_bits_and_attention_fused(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     shutil.copytree(static_demo.path, tmp_path / "b")
     bundle, folders = build_plans(tmp_path / "b", flavour="tensorrt_rtx", targets=["8.9"], precisions=PRECISIONS)
-    assert [folder.split("-", 3)[-1].split("-", 1)[-1] for folder in folders] == list(PRECISIONS)
+    assert [folder.split("-", 3)[3] for folder in folders] == list(PRECISIONS)
     layers = {"visual": MODEL.visual.layers, "audio": MODEL.audio.layers}
     for folder, precision in zip(folders, PRECISIONS, strict=True):
         for name, count in layers.items():
