@@ -9,6 +9,13 @@ from typing import Any
 
 import pytest
 
+from dissonance.machine import find_gpus
+
+try:
+    find_gpus()
+except (FileNotFoundError, RuntimeError):
+    os.environ["TRITON_INTERPRET"] = "1"  # without a GPU Triton interprets kernels on CPU tensors; read when triton is imported
+
 
 def _shared_folder() -> Path | None:
     candidates = [Path(os.environ["DISSONANCE_SHARED"])] if "DISSONANCE_SHARED" in os.environ else []

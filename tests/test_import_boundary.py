@@ -19,7 +19,7 @@ ALLOWED = {
     "config": {"errors"},
     "tables": {"errors"},
     "bundle": {"config", "errors", "files"},
-    "kernels": BASE,
+    "kernels": BASE | {"model"},  # a kernel's reference is the model's own function
     "model": BASE,
     "synth": {"config", "errors", "files"},
     "engine": BASE | {"kernels"},

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dissonance.config import HeadConfig, ModelConfig
 from dissonance.model.align import Alignment
 from dissonance.model.layer import TransformerLayer, score_bias
-from dissonance.model.matching import Match, match
+from dissonance.model.matching import Match, fuse, match
 
 
 class HeadOutput(NamedTuple):
@@ -25,18 +25,15 @@ class HeadOutput(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """g_i = GELU(W f_i + b) with f_i = [v_i ; a_i ; u_i ; v_i * a_i ; m_i ; pi_i]; u is left out where `attended_sound` is off."""
+    """W and b of `matching.fuse`; u is left out where `attended_sound` is off."""
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
-        self.attended_sound = config.attended_sound
         self.proj = nn.Linear(config.fused_input_size, config.fused_dim)
 
     def forward(self, visual: Tensor, audio: Tensor, matched: Match) -> Tensor:
         """v, a (windows, T, D) -> g (windows, T, H)."""
-        attended = [matched.attended] if self.attended_sound else []
-        parts = [visual, audio, *attended, visual * audio, matched.matched[:, :, None], matched.row_match[:, :, None]]
-        return F.gelu(self.proj(torch.cat(parts, dim=-1)))
+        return fuse(visual, audio, matched, self.proj.weight, self.proj.bias)
 
 
 class TemporalHead(nn.Module):

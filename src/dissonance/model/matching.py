@@ -26,6 +26,16 @@ class Match(NamedTuple):
     attended: Tensor  # u (windows, T, D)
 
 
+def fuse(visual: Tensor, audio: Tensor, matched: Match, weight: Tensor, bias: Tensor) -> Tensor:
+    """g_i = GELU(W f_i + b), f_i = [v_i ; a_i ; u_i ; v_i * a_i ; m_i ; pi_i]; u is left out where W has no columns for it.
+
+    v, a (windows, T, D), `weight` W (H, 4D + 2) or (H, 3D + 2), `bias` b (H,) -> g (windows, T, H).
+    """
+    attended = [matched.attended] if weight.shape[1] == 4 * visual.shape[2] + 2 else []
+    parts = [visual, audio, *attended, visual * audio, matched.matched[:, :, None], matched.row_match[:, :, None]]
+    return F.gelu(F.linear(torch.cat(parts, dim=-1), weight, bias))
+
+
 def lag_preference(max_lag: int) -> list[int]:
     """Lags from the most to the least preferred where they tie: smallest |d|, then the positive one: 0, 1, -1, 2, -2, ..."""
     return [0, *(sign * lag for lag in range(1, max_lag + 1) for sign in (1, -1))]

@@ -1,0 +1,82 @@
+"""Windows of any lengths as packed rows: one row a video frame, windows one after the other, no padding in between.
+
+A kernel's program owns a tile of rows, whatever windows they belong to; what it needs to know of a row (its window, and which row of the sound
+is heard at the same moment) is here. A sound that several face tracks share is stored once: their windows name the same rows of it.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where windows lie in packed rows. Made once for a layout and used for every batch of it; making it may wait for the GPU, using it does not."""
+
+    offsets: Tensor  # (windows + 1,) int32: window w has rows offsets[w] to offsets[w + 1] - 1
+    window: Tensor  # (rows,) int32: the window of a row
+    sound_row: Tensor  # (rows,) int32: the row of `audio` at the same moment
+    square_offsets: Tensor  # (windows + 1,) int64: where each window's T x T matrix begins in a flat tensor of them all
+    longest: int  # frames of the longest window
+    sound_rows: int  # rows that `audio` must have
+    shared: bool  # whether two windows may hear the same rows
+
+    @property
+    def windows(self) -> int:
+        """How many windows there are."""
+        return len(self.offsets) - 1
+
+    @property
+    def rows(self) -> int:
+        """How many video frames there are in all windows."""
+        return len(self.window)
+
+    @classmethod
+    def uniform(cls, windows: int, frames: int, *, device: torch.device | str = "cpu", sound: Tensor | None = None) -> Self:
+        """`windows` windows of `frames` frames each. `sound` (windows,): which window of the sound each hears (None: its own)."""
+        lengths = torch.full((windows,), frames, dtype=torch.int64, device=device)
+        heard = windows if sound is None else (int(sound.max()) + 1 if len(sound) else 0)
+        return cls._make(lengths, sound, lengths.new_full((heard,), frames))
+
+    @classmethod
+    def of_lengths(cls, lengths: Tensor, *, sound: Tensor | None = None, sound_lengths: Tensor | None = None) -> Self:
+        """Windows of `lengths` (windows,) frames, zero allowed.
+
+        `sound` (windows,) and `sound_lengths` (sounds,): which window of the sound each hears, and how long those are. Both or none.
+        Raises ValueError where a window and its sound differ in length.
+        """
+        if (sound is None) != (sound_lengths is None):
+            raise ValueError("give `sound` and `sound_lengths`, or neither")
+        return cls._make(lengths, sound, lengths if sound_lengths is None else sound_lengths)
+
+    @classmethod
+    def _make(cls, lengths: Tensor, sound: Tensor | None, sound_lengths: Tensor) -> Self:
+        lengths = lengths.to(torch.int64)
+        offsets, squares = _cumulative(lengths), _cumulative(lengths * lengths)
+        window = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        row = torch.arange(len(window), device=lengths.device)
+        sound_row = row
+        if sound is not None:
+            sound = sound.to(lengths.device, torch.int64)
+            sound_lengths = sound_lengths.to(lengths.device, torch.int64)
+            if len(sound) != len(lengths) or not bool((sound_lengths[sound] == lengths).all()):
+                raise ValueError("every window must name a sound of its own length")
+            sound_row = _cumulative(sound_lengths)[sound][window] + row - offsets[window]
+        if len(window) >= 2**31 or int(sound_lengths.sum()) >= 2**31:
+            raise ValueError(f"{len(window)} rows are more than 2^31: split the batch")
+        return cls(
+            offsets=offsets.to(torch.int32),
+            window=window.to(torch.int32),
+            sound_row=sound_row.to(torch.int32),
+            square_offsets=squares,
+            longest=int(lengths.max()) if len(lengths) else 0,
+            sound_rows=int(sound_lengths.sum()),
+            shared=sound is not None,
+        )
+
+
+def _cumulative(counts: Tensor) -> Tensor:
+    """(n,) -> (n + 1,) int64: 0, then the running sums."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

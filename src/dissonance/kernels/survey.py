@@ -1,0 +1,65 @@
+"""What every kernel takes of every kind of GPU, compiled ahead of time with the default tilings: `python -m dissonance.kernels.survey`.
+
+Prints JSON, one kernel, type and GPU a line. Sizes are the presets' (D 256, H 256, max_lag 8), also the largest that the defaults are made for.
+Runs in a process of its own wherever kernels are interpreted in the caller's.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dissonance.kernels import match_fuse
+from dissonance.kernels.resources import SHARED_LIMITS, Resources, compile_for
+from dissonance.kernels.tiling import Tiling
+
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DIM, OUTPUTS, MAX_LAG = 256, 256, 8
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """One kernel for one type on one kind of GPU."""
+
+    kernel: str
+    dtype: str
+    capability: str  # "9.0"
+    resources: Resources
+    shared_limit_bytes: int
+    products: bool  # whether it multiplies matrices
+
+    def as_row(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def survey(dtypes: list[str], capabilities: list[tuple[int, int]], *, dim: int = DIM, outputs: int = OUTPUTS) -> Iterator[Surveyed]:
+    """Compile everything; some seconds a kernel. Raises EnvironmentMissingError where kernels are interpreted in this process."""
+    for capability in capabilities:
+        for dtype in dtypes:
+            tiling = Tiling.default(capability, dtype=TYPES[dtype], dim=dim, outputs=outputs)
+            constants = match_fuse.kernel_constants(tiling, dim=dim, outputs=outputs, max_lag=MAX_LAG, parts=4)
+            flags = {"WRITE_Z": True, "WRITE_S": False, "PRECISION": "tf32x3"}
+            types = match_fuse.argument_types(dtype)
+            for name, kernel, fixed, warps, products in [("match_fuse", match_fuse._match_fuse_kernel, {**constants, **flags}, tiling.warps, True)]:
+                found = compile_for(kernel, capability, types, fixed, warps=warps, stages=tiling.stages)
+                yield Surveyed(name, dtype, "{}.{}".format(*capability), found, SHARED_LIMITS[capability], products)
+
+
+def main(arguments: list[str]) -> None:
+    """Print the survey of the types and compute capabilities that are named."""
+    parser = argparse.ArgumentParser(prog="dissonance.kernels.survey", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--types", nargs="+", choices=sorted(TYPES), default=["fp16"])
+    parser.add_argument("--targets", nargs="+", default=["{}.{}".format(*capability) for capability in SHARED_LIMITS], help="such as 9.0")
+    chosen = parser.parse_args(arguments)
+    for row in survey(chosen.types, [(int(target.split(".")[0]), int(target.split(".")[1])) for target in chosen.targets]):
+        sys.stdout.write(json.dumps(row.as_row()) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
