@@ -27,16 +27,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dissonance.kernels.match_fuse_backward import LOG2_E, gradients
 from dissonance.kernels.packing import Packing
 from dissonance.kernels.tiles import inverse_lengths, load_columns, load_rows
 from dissonance.kernels.tiling import Tiling
-from dissonance.kernels.tuning import chosen_tiling
+from dissonance.kernels.tuning import capability_of, chosen_tiling
 from dissonance.model.layer import MASKED_SCORE
 from dissonance.model.matching import fuse, match
 
 Precision = Literal["tf32x3", "tf32", "ieee"]
 
-LOG2_E = 1.4426950408889634
+LAG_BLOCK = 32  # rows of the band at a time in the lag kernel
+LAG_ARGUMENT_TYPES = {
+    "band_ptr": "*fp32", "valid_ptr": "*u8", "offsets_ptr": "*i32", "lag_profile_ptr": "*fp32", "pairs_ptr": "*fp32", "best_lag_ptr": "*i64",
+}  # fmt: skip
 _FAR = tl.constexpr(-1e30)  # the running maximum before anything was seen; pairs that may not see each other score twice that
 _MASKED = tl.constexpr(MASKED_SCORE)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
@@ -237,7 +241,7 @@ def launch_forward(
     if windows:
         _lag_kernel[(windows,)](
             band, valid, packing.offsets, lag_profile, pairs, best_lag,
-            MAX_LAG=options.max_lag, LAGS=padded_lags(options.max_lag), BLOCK=32, num_warps=1,
+            MAX_LAG=options.max_lag, LAGS=padded_lags(options.max_lag), BLOCK=LAG_BLOCK, num_warps=1,
         )  # fmt: skip
     result = MatchFuse(fused, matched, lag_profile, pairs > 0, best_lag, row_match, attended, similarity)
     return Forward(result, pairs, log_sum, z)
@@ -274,7 +278,14 @@ def match_fuse(
     lead, dim = visual.shape[:-1], visual.shape[-1]
     v, a = visual.reshape(-1, dim).contiguous(), audio.reshape(-1, dim).contiguous()
     valid = torch.ones(len(v), dtype=torch.uint8, device=v.device) if mask is None else mask.reshape(-1).to(torch.uint8)
-    out = launch_forward(v, a, valid, weights, packing, options, write_z=False).result
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (v, a, *weights)):
+        v, a = F.normalize(v, dim=-1), F.normalize(a, dim=-1)
+        if packing.shared or len(a) != len(v):
+            a, packing = a[packing.sound_row], packing.unshared()
+        hidden = valid[:, None] == 0
+        out = MatchFuse(*_MatchFuseFunction.apply(v.masked_fill(hidden, 0.0), a.masked_fill(hidden, 0.0), *weights, valid, packing, options))
+    else:
+        out = launch_forward(v, a, valid, weights, packing, options, write_z=False).result
     similarity = out.similarity
     if similarity is not None and not packed:
         similarity = similarity.view(lead[0], lead[1], lead[1])
@@ -282,6 +293,62 @@ def match_fuse(
         fused=out.fused.unflatten(0, lead), matched=out.matched.view(lead), row_match=out.row_match.view(lead),
         attended=out.attended.unflatten(0, lead), similarity=similarity,
     )  # fmt: skip
+
+
+class Saved(NamedTuple):
+    """What the gradient needs of a forward pass."""
+
+    visual: Tensor
+    audio: Tensor
+    weights: FusionWeights
+    z: Tensor
+    attended: Tensor
+    matched: Tensor
+    row_match: Tensor
+    log_sum: Tensor
+    pairs: Tensor
+    valid: Tensor
+    packing: Packing
+    options: Options
+    tiling: Tiling
+
+
+class _MatchFuseFunction(torch.autograd.Function):
+    """On unit rows of picture and sound at the same moments, (rows, D) each, zero where not valid."""
+
+    @staticmethod
+    def forward(ctx, visual, audio, parts, scalars, bias, valid, packing, options):
+        weights = FusionWeights(parts, scalars, bias)
+        out = launch_forward(visual, audio, valid, weights, packing, options, write_z=True)
+        result = out.result
+        ctx.save_for_backward(visual, audio, *weights, out.z, result.attended, result.matched, result.row_match, out.log_sum, out.pairs, valid)
+        ctx.packing, ctx.options = packing, options
+        ctx.mark_non_differentiable(result.lag_valid, result.best_lag, *([] if result.similarity is None else [result.similarity]))
+        return tuple(result)
+
+    @staticmethod
+    def backward(ctx, d_fused, d_matched, d_lag_profile, _lag_valid, _best_lag, d_row_match, d_attended, _similarity):
+        visual, audio, parts, scalars, bias, *rest = ctx.saved_tensors
+        tiling = ctx.options.tiling or Tiling.default_backward(
+            capability_of(visual.device), dtype=visual.dtype, dim=visual.shape[1], outputs=parts.shape[1]
+        )
+        z, attended, matched, row_match, log_sum, pairs, valid = rest
+        saved = Saved(
+            visual,
+            audio,
+            FusionWeights(parts, scalars, bias),
+            z,
+            attended,
+            matched,
+            row_match,
+            log_sum,
+            pairs,
+            valid,
+            ctx.packing,
+            ctx.options,
+            tiling,
+        )
+        return *gradients(saved, d_fused, d_matched, d_lag_profile, d_row_match, d_attended), None, None, None
 
 
 def _check(visual: Tensor, audio: Tensor, mask: Tensor | None, weights: FusionWeights, packing: Packing) -> None:

@@ -4,7 +4,7 @@ A kernel's program owns a tile of rows, whatever windows they belong to; what it
 is heard at the same moment) is here. A sound that several face tracks share is stored once: their windows name the same rows of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -32,6 +32,11 @@ class Packing:
     def rows(self) -> int:
         """How many video frames there are in all windows."""
         return len(self.window)
+
+    def unshared(self) -> Self:
+        """The same windows, each with rows of the sound of its own: for a sound gathered by `sound_row`."""
+        row = torch.arange(self.rows, dtype=torch.int32, device=self.window.device)
+        return replace(self, sound_row=row, sound_rows=self.rows, shared=False)
 
     @classmethod
     def uniform(cls, windows: int, frames: int, *, device: torch.device | str = "cpu", sound: Tensor | None = None) -> Self:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dissonance.kernels import match_fuse
+from dissonance.kernels import match_fuse, match_fuse_backward
 from dissonance.kernels.resources import SHARED_LIMITS, Resources, compile_for
 from dissonance.kernels.tiling import Tiling
 
@@ -42,12 +42,21 @@ def survey(dtypes: list[str], capabilities: list[tuple[int, int]], *, dim: int =
     for capability in capabilities:
         for dtype in dtypes:
             tiling = Tiling.default(capability, dtype=TYPES[dtype], dim=dim, outputs=outputs)
-            constants = match_fuse.kernel_constants(tiling, dim=dim, outputs=outputs, max_lag=MAX_LAG, parts=4)
-            flags = {"WRITE_Z": True, "WRITE_S": False, "PRECISION": "tf32x3"}
-            types = match_fuse.argument_types(dtype)
-            for name, kernel, fixed, warps, products in [("match_fuse", match_fuse._match_fuse_kernel, {**constants, **flags}, tiling.warps, True)]:
-                found = compile_for(kernel, capability, types, fixed, warps=warps, stages=tiling.stages)
+            for name, kernel, types, constants, products in _kernels(dtype, tiling, dim, outputs):
+                found = compile_for(kernel, capability, types, constants, warps=tiling.warps if products else 1, stages=tiling.stages)
                 yield Surveyed(name, dtype, "{}.{}".format(*capability), found, SHARED_LIMITS[capability], products)
+
+
+def _kernels(dtype: str, tiling: Tiling, dim: int, outputs: int) -> Iterator[tuple[str, Any, dict[str, str], dict[str, object], bool]]:
+    forward = match_fuse.kernel_constants(tiling, dim=dim, outputs=outputs, max_lag=MAX_LAG, parts=4)
+    flags = {"WRITE_Z": True, "WRITE_S": False, "PRECISION": "tf32x3"}
+    yield "match_fuse", match_fuse._match_fuse_kernel, match_fuse.argument_types(dtype), {**forward, **flags}, True
+    backward = match_fuse_backward.backward_constants(tiling, dim=dim, max_lag=MAX_LAG)
+    for name, of_sound in (("match_backward v", False), ("match_backward a", True)):
+        types = match_fuse_backward.backward_argument_types(dtype)
+        yield name, match_fuse_backward._match_backward_kernel, types, {**backward, "OF_SOUND": of_sound, "PRECISION": "tf32x3"}, True
+    lag = {"MAX_LAG": MAX_LAG, "LAGS": match_fuse.padded_lags(MAX_LAG), "BLOCK": match_fuse.LAG_BLOCK}
+    yield "lag", match_fuse._lag_kernel, match_fuse.LAG_ARGUMENT_TYPES, lag, False
 
 
 def main(arguments: list[str]) -> None:

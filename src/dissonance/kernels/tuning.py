@@ -40,13 +40,17 @@ def cache_file(gpu: str) -> Path:
 
 
 def chosen_tiling(device: torch.device, *, dtype: torch.dtype, dim: int, outputs: int, longest: int) -> Tiling:
-    """What was measured as fastest on this GPU for this size, or else the default. On a CPU, in Triton's interpreter: the default for 9.0."""
-    if device.type != "cuda":
-        return Tiling.default((9, 0), dtype=dtype, dim=dim, outputs=outputs)
-    found = remembered(cache_file(torch.cuda.get_device_name(device))).get(
-        size_key("match_fuse", dtype=dtype, dim=dim, outputs=outputs, longest=longest)
-    )
-    return found or Tiling.default(torch.cuda.get_device_capability(device), dtype=dtype, dim=dim, outputs=outputs)
+    """What was measured as fastest on this GPU for the forward kernel at this size, or else the default."""
+    found = None
+    if device.type == "cuda":
+        key = size_key("match_fuse", dtype=dtype, dim=dim, outputs=outputs, longest=longest)
+        found = remembered(cache_file(torch.cuda.get_device_name(device))).get(key)
+    return found or Tiling.default(capability_of(device), dtype=dtype, dim=dim, outputs=outputs)
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """The compute capability; on a CPU, in Triton's interpreter, (9, 0)."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 
 @lru_cache(maxsize=8)
