@@ -42,6 +42,13 @@ def packed(lengths: list[int], **kwargs: Tensor) -> Packing:
     return Packing.of_lengths(torch.tensor(lengths, device=DEVICE), **{name: value.to(DEVICE) for name, value in kwargs.items()})
 
 
+def on_cpu(case: Case) -> Case:
+    """The same case for a reference on a CPU, in float64."""
+    packing = Packing(**{name: value.cpu() if isinstance(value, Tensor) else value for name, value in vars(case.packing).items()})
+    visual, audio, weight, bias = (tensor.double().cpu() for tensor in (case.visual, case.audio, case.weight, case.bias))
+    return Case(visual, audio, None if case.mask is None else case.mask.cpu(), weight, bias, packing)
+
+
 def rms_ratio(found: Tensor, expected: Tensor) -> float:
     """||found - expected|| / ||expected|| in float64; NaN does not pass."""
     found, expected = found.double().cpu(), expected.double().cpu()

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from dissonance.bundle import open_bundle
-from dissonance.kernels.match_fuse import FusionWeights, MatchFuse, Options, match_fuse, match_fuse_reference
+from dissonance.kernels.match_fuse import MatchFuse, Options, match_fuse, match_fuse_reference
 from dissonance.kernels.packing import Packing
 from dissonance.kernels.tiling import Tiling
+from dissonance.kernels.weights import FusionWeights
 from dissonance.model.checkpoint import load_checkpoint
-from tests.kernels.cases import DEVICE, LENGTHS, Case, make_case, packed, rms_ratio
+from tests.kernels.cases import DEVICE, LENGTHS, Case, make_case, on_cpu, packed, rms_ratio
 from tests.model.test_matching import slow_match
 
 TAU, MAX_LAG = 0.07, 8
@@ -25,10 +26,8 @@ def run(case: Case, *, max_lag: int = MAX_LAG, tiling: Tiling | None = None, sim
 
 def reference(case: Case, *, max_lag: int = MAX_LAG) -> MatchFuse:
     """In float64 on a CPU, from the same inputs."""
-    visual, audio, weight, bias = (tensor.double().cpu() for tensor in (case.visual, case.audio, case.weight, case.bias))
-    mask, packing = None if case.mask is None else case.mask.cpu(), Packing.of_lengths(case.packing.offsets.diff().cpu())
-    packing = Packing(**{**vars(packing), "sound_row": case.packing.sound_row.cpu(), "sound_rows": case.packing.sound_rows})
-    return match_fuse_reference(visual, audio, mask, weight, bias, tau=TAU, max_lag=max_lag, packing=packing)
+    v, a, mask, weight, bias, packing = on_cpu(case)
+    return match_fuse_reference(v, a, mask, weight, bias, tau=TAU, max_lag=max_lag, packing=packing)
 
 
 def assert_equal(found: MatchFuse, expected: MatchFuse, tolerance: float) -> None:

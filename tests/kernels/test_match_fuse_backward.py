@@ -4,18 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dissonance.kernels.match_fuse import FusionWeights, MatchFuse, Options, match_fuse, match_fuse_reference
+from dissonance.kernels.match_fuse import MatchFuse, Options, match_fuse, match_fuse_reference
 from dissonance.kernels.packing import Packing
 from dissonance.kernels.tiling import Tiling
-from tests.kernels.cases import Case, make_case, packed, rms_ratio
+from dissonance.kernels.weights import FusionWeights
+from tests.kernels.cases import Case, make_case, on_cpu, packed, rms_ratio
 
 TAU, MAX_LAG = 0.07, 8
 SMALL = Tiling(block_m=32, block_n=16, block_h=16, block_k=16, block_u=16, warps=4, stages=1)
 EVERY = ("fused", "matched", "lag_profile", "row_match", "attended")
 
 
-def leaves(case: Case, dtype: torch.dtype) -> list[Tensor]:
-    return [tensor.to(dtype).detach().clone().requires_grad_() for tensor in (case.visual, case.audio, case.weight, case.bias)]
+def leaves(case: Case) -> list[Tensor]:
+    return [tensor.detach().clone().requires_grad_() for tensor in (case.visual, case.audio, case.weight, case.bias)]
 
 
 def cost(found: MatchFuse, results: tuple[str, ...]) -> Tensor:
@@ -28,11 +29,13 @@ def cost(found: MatchFuse, results: tuple[str, ...]) -> Tensor:
 
 
 def gradients_of_both(case: Case, results: tuple[str, ...], tiling: Tiling | None = None) -> tuple[list[Tensor], list[Tensor]]:
-    ours, theirs = leaves(case, case.visual.dtype), leaves(case, torch.float64)
+    """Of v, a, W and b: the kernel's, and the reference's in float64 on a CPU. Zeros where nothing arrives."""
+    plain = on_cpu(case)
+    ours, theirs = leaves(case), leaves(plain)
     weights = FusionWeights.pack(ours[2], ours[3], dim=case.visual.shape[-1])
     cost(match_fuse(ours[0], ours[1], case.mask, weights, Options(TAU, MAX_LAG, tiling=tiling), case.packing), results).backward()
-    plain = match_fuse_reference(theirs[0], theirs[1], case.mask, theirs[2], theirs[3], tau=TAU, max_lag=MAX_LAG, packing=case.packing)
-    cost(plain, results).backward()
+    expected = match_fuse_reference(theirs[0], theirs[1], plain.mask, theirs[2], theirs[3], tau=TAU, max_lag=MAX_LAG, packing=plain.packing)
+    cost(expected, results).backward()
     both = [[torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in side] for side in (ours, theirs)]
     return both[0], both[1]
 
@@ -40,7 +43,7 @@ def gradients_of_both(case: Case, results: tuple[str, ...], tiling: Tiling | Non
 @pytest.mark.parametrize("results", [EVERY, *((name,) for name in EVERY)], ids="+".join)
 def test_gradients_equal_torchs_through_every_result(results: tuple[str, ...]) -> None:
     """Windows of odd lengths over several programs, masked frames, a window that is empty and one without a valid frame."""
-    case = make_case(packed([1, 7, 33, 0, 4]), dim=40, outputs=24, valid=0.8, seed=2)
+    case = make_case(packed([1, 7, 26, 0, 4]), dim=40, outputs=24, valid=0.8, seed=2)
     assert case.mask is not None
     case.mask[-4:] = False
     case.mask[0] = True
@@ -51,7 +54,7 @@ def test_gradients_equal_torchs_through_every_result(results: tuple[str, ...]) -
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 4e-3)], ids=["float32", "float16"])
 def test_gradients_with_the_default_tiles(dtype: torch.dtype, tolerance: float) -> None:
-    case = make_case(packed([31, 32, 75]), dim=128, outputs=64, dtype=dtype, valid=0.8)
+    case = make_case(packed([31, 75]), dim=128, outputs=64, dtype=dtype, valid=0.8)
     for ours, theirs in zip(*gradients_of_both(case, EVERY), strict=True):
         assert ours.dtype == dtype
         assert rms_ratio(ours, theirs) <= tolerance

@@ -32,6 +32,7 @@ from dissonance.kernels.packing import Packing
 from dissonance.kernels.tiles import inverse_lengths, load_columns, load_rows
 from dissonance.kernels.tiling import Tiling
 from dissonance.kernels.tuning import capability_of, chosen_tiling
+from dissonance.kernels.weights import FusionWeights
 from dissonance.model.layer import MASKED_SCORE
 from dissonance.model.matching import fuse, match
 
@@ -164,24 +165,6 @@ def _lag_kernel(
     rank = tl.where(lag > 0, 2 * lag - 1, -2 * lag)  # 0, 1, -1, 2, -2, ...: the place of a lag in the order of preference
     best = tl.min(tl.where(value == tl.max(value, 0), rank, 2 * LAGS), 0)
     tl.store(best_lag_ptr + window, tl.where(best % 2 == 1, (best + 1) // 2, -(best // 2)).to(tl.int64))
-
-
-class FusionWeights(NamedTuple):
-    """W and b as the kernel reads them: every part of W with rows of D numbers, aligned, which (H, 4D + 2) is not. Differentiable."""
-
-    parts: Tensor  # (4, H, D): of v, a, v * a, u; (3, H, D) without u
-    scalars: Tensor  # (2, H): of m, pi
-    bias: Tensor  # (H,)
-
-    @classmethod
-    def pack(cls, weight: Tensor, bias: Tensor, *, dim: int, dtype: torch.dtype | None = None) -> "FusionWeights":
-        """From `Fusion.proj`: `weight` (H, 4 dim + 2) or (H, 3 dim + 2), `bias` (H,), in `dtype` (None: as they are). Raises ValueError otherwise."""
-        count = (weight.shape[1] - 2) // dim
-        if weight.shape[1] != count * dim + 2 or count not in (3, 4):
-            raise ValueError(f"Invalid weight {tuple(weight.shape)}. Supported are {4 * dim + 2} and {3 * dim + 2} columns for rows of {dim}.")
-        parts = weight[:, : count * dim].unflatten(1, (count, dim)).transpose(0, 1)
-        parts = parts[[0, 1, 3, 2] if count == 4 else [0, 1, 2]]
-        return cls(parts.to(dtype).contiguous(), weight[:, count * dim :].t().to(dtype).contiguous(), bias.to(dtype).contiguous())
 
 
 class MatchFuse(NamedTuple):

@@ -8,8 +8,8 @@ With dz = dg GELU'(z), df = dz W and (du, dpi, dm) gathering what reaches u, pi 
 
 P is recovered from S and the logarithm of each row's sum, which the forward pass kept (Dao et al., FlashAttention, 2022, appendix B.4); n_d is the
 number of valid pairs at lag d. One kernel gives dv (a program owns rows, visits columns) or da (it owns columns, visits rows); the second grid axis
-is the part of D that a program adds up. No atomics: sums are in a fixed order. Unit length and shared sounds are torch's own operations before the kernel,
-so their gradients are torch's. No GPU has run this yet, as `match_fuse` says of itself.
+is the part of D that a program adds up. No atomics: sums are in a fixed order. Unit length and shared sounds are torch's own operations before the
+kernel, so their gradients are torch's. No GPU has run this yet, as `match_fuse` says of itself.
 """
 
 from typing import Any

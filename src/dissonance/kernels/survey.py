@@ -41,22 +41,27 @@ def survey(dtypes: list[str], capabilities: list[tuple[int, int]], *, dim: int =
     """Compile everything; some seconds a kernel. Raises EnvironmentMissingError where kernels are interpreted in this process."""
     for capability in capabilities:
         for dtype in dtypes:
-            tiling = Tiling.default(capability, dtype=TYPES[dtype], dim=dim, outputs=outputs)
-            for name, kernel, types, constants, products in _kernels(dtype, tiling, dim, outputs):
-                found = compile_for(kernel, capability, types, constants, warps=tiling.warps if products else 1, stages=tiling.stages)
-                yield Surveyed(name, dtype, "{}.{}".format(*capability), found, SHARED_LIMITS[capability], products)
+            for name, kernel, types, constants, tiling in _kernels(dtype, capability, dim, outputs):
+                warps, stages = (1, 2) if tiling is None else (tiling.warps, tiling.stages)
+                found = compile_for(kernel, capability, types, constants, warps=warps, stages=stages)
+                yield Surveyed(name, dtype, "{}.{}".format(*capability), found, SHARED_LIMITS[capability], tiling is not None)
 
 
-def _kernels(dtype: str, tiling: Tiling, dim: int, outputs: int) -> Iterator[tuple[str, Any, dict[str, str], dict[str, object], bool]]:
-    forward = match_fuse.kernel_constants(tiling, dim=dim, outputs=outputs, max_lag=MAX_LAG, parts=4)
-    flags = {"WRITE_Z": True, "WRITE_S": False, "PRECISION": "tf32x3"}
-    yield "match_fuse", match_fuse._match_fuse_kernel, match_fuse.argument_types(dtype), {**forward, **flags}, True
-    backward = match_fuse_backward.backward_constants(tiling, dim=dim, max_lag=MAX_LAG)
+def _kernels(
+    dtype: str, capability: tuple[int, int], dim: int, outputs: int
+) -> Iterator[tuple[str, Any, dict[str, str], dict[str, object], Tiling | None]]:
+    """Name, function, types, constants and tiling (None where there are no products) of every kernel as training launches it."""
+    tiling = Tiling.default(capability, dtype=TYPES[dtype], dim=dim, outputs=outputs)
+    forward: dict[str, object] = {**match_fuse.kernel_constants(tiling, dim=dim, outputs=outputs, max_lag=MAX_LAG, parts=4)}
+    forward |= {"WRITE_Z": True, "WRITE_S": False, "PRECISION": "tf32x3"}
+    yield "match_fuse", match_fuse._match_fuse_kernel, match_fuse.argument_types(dtype), forward, tiling
+    tiling = Tiling.default_backward(capability, dtype=TYPES[dtype], dim=dim, outputs=outputs)
+    types = match_fuse_backward.backward_argument_types(dtype)
     for name, of_sound in (("match_backward v", False), ("match_backward a", True)):
-        types = match_fuse_backward.backward_argument_types(dtype)
-        yield name, match_fuse_backward._match_backward_kernel, types, {**backward, "OF_SOUND": of_sound, "PRECISION": "tf32x3"}, True
-    lag = {"MAX_LAG": MAX_LAG, "LAGS": match_fuse.padded_lags(MAX_LAG), "BLOCK": match_fuse.LAG_BLOCK}
-    yield "lag", match_fuse._lag_kernel, match_fuse.LAG_ARGUMENT_TYPES, lag, False
+        backward: dict[str, object] = {**match_fuse_backward.backward_constants(tiling, dim=dim, max_lag=MAX_LAG)}
+        yield name, match_fuse_backward._match_backward_kernel, types, {**backward, "OF_SOUND": of_sound, "PRECISION": "tf32x3"}, tiling
+    lag: dict[str, object] = {"MAX_LAG": MAX_LAG, "LAGS": match_fuse.padded_lags(MAX_LAG), "BLOCK": match_fuse.LAG_BLOCK}
+    yield "lag", match_fuse._lag_kernel, match_fuse.LAG_ARGUMENT_TYPES, lag, None
 
 
 def main(arguments: list[str]) -> None:

@@ -44,8 +44,9 @@ class Tiling:
 
     @classmethod
     def default_backward(cls, capability: tuple[int, int], *, dtype: torch.dtype, dim: int, outputs: int) -> Self:
-        """For the backward kernel: as the forward kernel's, but 64 rows in 16 bits on GPUs other than 9.0. It streams no W, so few rows cost little."""
-        return replace(cls.default(capability, dtype=dtype, dim=dim, outputs=outputs), **({} if capability[0] == 9 else {"block_m": 64}))
+        """For the backward kernel: the forward's, but block_m and block_u 64 on GPUs other than 9.0. It streams no W, so few rows cost little."""
+        tiling = cls.default(capability, dtype=dtype, dim=dim, outputs=outputs)
+        return tiling if capability[0] == 9 else replace(tiling, block_m=64, block_u=min(64, tiling.block_u))
 
 
 def _at_most(block: int, size: int) -> int:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from dissonance.errors import require_extra
+from dissonance.model.head import Head
 from dissonance.model.matching import match
 from dissonance.model.network import AudioVisualNetwork
 from dissonance.training.batches import Batch, Glimpses
@@ -24,8 +26,7 @@ def forward(network: AudioVisualNetwork, batch: Batch, *, fused: bool) -> tuple[
     logit_fused = None
     if fused:
         seen = v[batch.picture]
-        matched = match(seen, a, sound_mask, tau=head.tau, max_lag=head.max_lag)
-        logit_fused = head.tail.fused(head.fusion(seen, a, matched), sound_mask)
+        logit_fused = head.tail.fused(fused_features(head, seen, a, sound_mask, kernel=seen.is_cuda), sound_mask)
     own = batch.windows
     pairs = PairedWindows(
         pictures=StreamWindows(features=v, valid=batch.mask, clip=batch.clip[:own], identity=batch.identity[:own], start_frame=batch.picture_start),
@@ -39,6 +40,24 @@ def forward(network: AudioVisualNetwork, batch: Batch, *, fused: bool) -> tuple[
         true_lag=batch.true_lag,
     )
     return pairs, Logits(visual=head.tail.visual(v, batch.mask)[batch.picture], audio=head.tail.audio(a, sound_mask), fused=logit_fused)
+
+
+def fused_features(head: Head, visual: Tensor, audio: Tensor, mask: Tensor, *, kernel: bool) -> Tensor:
+    """g (pairs, T, H) of aligned v and a (pairs, T, D), by the model's own functions or by the Triton kernel with the same numbers and gradients.
+
+    The kernel computes in autocast's type where that is on. Raises EnvironmentMissingError where it is asked for and Triton is not installed.
+    """
+    if not kernel:
+        fused: Tensor = head.fusion(visual, audio, match(visual, audio, mask, tau=head.tau, max_lag=head.max_lag))
+        return fused
+    require_extra("gpu", "Training on a GPU", "triton")
+    from dissonance.kernels.match_fuse import Options, match_fuse
+    from dissonance.kernels.weights import FusionWeights
+
+    device = visual.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else visual.dtype
+    weights = FusionWeights.pack(head.fusion.proj.weight, head.fusion.proj.bias, dim=visual.shape[2], dtype=dtype)
+    return match_fuse(visual.to(dtype), audio.to(dtype), mask, weights, Options(head.tau, head.max_lag)).fused
 
 
 def glimpse(network: AudioVisualNetwork, glimpses: Glimpses) -> Glimpsed:
