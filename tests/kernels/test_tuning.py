@@ -9,6 +9,7 @@ import triton
 
 from dissonance.errors import EnvironmentMissingError
 from dissonance.kernels.tiling import Tiling
+from dissonance.kernels.tune_match_fuse import candidates, main
 from dissonance.kernels.tuning import cache_file, remembered, size_key, tune
 
 DEFAULT = Tiling.default((9, 0), dtype=torch.float16, dim=256, outputs=256)
@@ -59,3 +60,11 @@ def test_sizes_and_gpus_have_places_of_their_own(monkeypatch: pytest.MonkeyPatch
 def test_tuning_without_a_gpu_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentMissingError, match="needs an NVIDIA GPU"):
         tune(tmp_path / "gpu.json", KEY, [DEFAULT], lambda _: None)
+    with pytest.raises(EnvironmentMissingError, match="needs an NVIDIA GPU"):
+        main([])
+
+
+def test_candidates_begin_with_the_default_and_are_all_different() -> None:
+    found = list(candidates(DEFAULT))
+    assert found[0] == DEFAULT
+    assert len(set(found)) == len(found) == 72

@@ -14,7 +14,8 @@ from dissonance.training.config import BatchConfig
 from dissonance.training.losses import LossConfig, MultiTaskLoss
 from dissonance.training.pairs import draw_cross_pairs
 from dissonance.training.sampling import Draw
-from dissonance.training.step import cost, forward, pixels_of
+from dissonance.training.step import cost, forward, fused_features, pixels_of
+from tests.model.tiny import tiny_network
 from tests.training.slow_losses import Case, slow_losses
 from tests.training.tiny import FRAMES, loader_of, named, shaken, tiny_model, tiny_run, toy_clip
 
@@ -193,3 +194,22 @@ def test_a_model_that_looks_at_no_lags_trains_too(max_lag: int) -> None:
     network = build_network(tiny_model(max_lag=max_lag), seed=0)
     terms = cost(network, MultiTaskLoss(tiny_run().loss, max_lag=max_lag), mixed_batch(), fused=True, precision=torch.float32, seed=0)
     assert torch.isfinite(terms.total)
+
+
+@pytest.mark.parametrize("attended_sound", [True, False])
+def test_the_kernel_that_trains_on_a_gpu_has_the_models_numbers_and_gradients(attended_sound: bool) -> None:
+    """Interpreted where there is no GPU; every parameter of the fusion and both features."""
+    network, device = tiny_network(head={"attended_sound": attended_sound}), "cuda" if torch.cuda.is_available() else "cpu"
+    head, config = network.head.to(device), network.config
+    generator, frames = torch.Generator().manual_seed(4), config.frames
+    mask = torch.arange(frames)[None] < torch.tensor([frames, 3, 0])[:, None]
+    drawn = torch.randn(2, 3, frames, config.head.dim, generator=generator)
+    weighting = torch.randn(3, frames, config.head.fused_dim, generator=generator).to(device)
+    found = []
+    for kernel in (True, False):
+        leaves = [feature.to(device).requires_grad_() for feature in drawn]
+        v, a = (torch.nn.functional.normalize(leaf, dim=-1).masked_fill(~mask[:, :, None].to(device), 0.0) for leaf in leaves)  # as alignment ends
+        fused = fused_features(head, v, a, mask.to(device), kernel=kernel)
+        found.append((fused, *torch.autograd.grad((fused * weighting).sum(), [*leaves, *head.fusion.parameters()])))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)

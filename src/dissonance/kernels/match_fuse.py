@@ -257,7 +257,7 @@ def match_fuse(
         if packed or audio.shape != visual.shape:
             raise ValueError(f"Shapes {tuple(visual.shape)} and {tuple(audio.shape)} need a packing. Without one both are (windows, T, D) and equal.")
         packing = Packing.uniform(visual.shape[0], visual.shape[1], device=visual.device)
-    _check(visual, audio, mask, weights, packing)
+    _check(visual, audio, mask, weights, packing, max_lag=options.max_lag)
     lead, dim = visual.shape[:-1], visual.shape[-1]
     v, a = visual.reshape(-1, dim).contiguous(), audio.reshape(-1, dim).contiguous()
     valid = torch.ones(len(v), dtype=torch.uint8, device=v.device) if mask is None else mask.reshape(-1).to(torch.uint8)
@@ -317,31 +317,20 @@ class _MatchFuseFunction(torch.autograd.Function):
         )
         z, attended, matched, row_match, log_sum, pairs, valid = rest
         saved = Saved(
-            visual,
-            audio,
-            FusionWeights(parts, scalars, bias),
-            z,
-            attended,
-            matched,
-            row_match,
-            log_sum,
-            pairs,
-            valid,
-            ctx.packing,
-            ctx.options,
-            tiling,
-        )
+            visual, audio, FusionWeights(parts, scalars, bias), z, attended, matched, row_match, log_sum, pairs, valid,
+            ctx.packing, ctx.options, tiling,
+        )  # fmt: skip
         return *gradients(saved, d_fused, d_matched, d_lag_profile, d_row_match, d_attended), None, None, None
 
 
-def _check(visual: Tensor, audio: Tensor, mask: Tensor | None, weights: FusionWeights, packing: Packing) -> None:
+def _check(visual: Tensor, audio: Tensor, mask: Tensor | None, weights: FusionWeights, packing: Packing, *, max_lag: int) -> None:
     rows, dim = visual.shape[:-1].numel(), visual.shape[-1]
     if rows != packing.rows or audio.shape[:-1].numel() < packing.sound_rows or audio.shape[-1] != dim or weights.parts.shape[2] != dim:
         raise ValueError(
             f"Invalid shapes: visual {tuple(visual.shape)}, audio {tuple(audio.shape)}, weights {tuple(weights.parts.shape)}. "
             f"The packing has {packing.rows} rows of picture and {packing.sound_rows} of sound."
         )
-    if max(rows, audio.shape[:-1].numel()) * max(dim, weights.parts.shape[1], 64) >= 2**31:
+    if max(rows, audio.shape[:-1].numel()) * max(dim, weights.parts.shape[1], 2 * max_lag + 1) >= 2**31:
         raise ValueError(f"{rows} rows of {dim} are more than the kernel's 32-bit offsets reach. Split the batch.")
     if mask is not None and mask.shape != visual.shape[:-1]:
         raise ValueError(f"Invalid mask {tuple(mask.shape)}. It must be {tuple(visual.shape[:-1])}: one flag a frame.")

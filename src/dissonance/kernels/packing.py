@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packing:
-    """Where windows lie in packed rows. Made once for a layout and used for every batch of it; making it may wait for the GPU, using it does not."""
+    """Where windows lie in packed rows. Made once for a layout, used for every batch of it."""
 
     offsets: Tensor  # (windows + 1,) int32: window w has rows offsets[w] to offsets[w + 1] - 1
     window: Tensor  # (rows,) int32: the window of a row
@@ -40,44 +40,56 @@ class Packing:
 
     @classmethod
     def uniform(cls, windows: int, frames: int, *, device: torch.device | str = "cpu", sound: Tensor | None = None) -> Self:
-        """`windows` windows of `frames` frames each. `sound` (windows,): which window of the sound each hears (None: its own)."""
-        lengths = torch.full((windows,), frames, dtype=torch.int64, device=device)
-        heard = windows if sound is None else (int(sound.max()) + 1 if len(sound) else 0)
-        return cls._make(lengths, sound, lengths.new_full((heard,), frames))
+        """`windows` windows of `frames` frames each. `sound` (windows,): which window of the sound each hears (None: its own).
+
+        Does not wait for the GPU, unless there is a `sound`.
+        """
+        index, row = torch.arange(windows + 1, device=device), torch.arange(windows * frames, device=device)
+        heard, sound_row = windows, row
+        if sound is not None:
+            heard = int(sound.max()) + 1 if len(sound) else 0
+            sound_row = (sound.to(row)[:, None] * frames + row[:frames]).flatten() if windows else row
+        _check_rows(windows * frames, heard * frames)
+        return cls(
+            offsets=(index * frames).to(torch.int32),
+            window=torch.div(row, max(frames, 1), rounding_mode="floor").to(torch.int32),
+            sound_row=sound_row.to(torch.int32),
+            square_offsets=index * frames * frames,
+            longest=frames,
+            sound_rows=heard * frames,
+            shared=sound is not None,
+        )
 
     @classmethod
     def of_lengths(cls, lengths: Tensor, *, sound: Tensor | None = None, sound_lengths: Tensor | None = None) -> Self:
         """Windows of `lengths` (windows,) frames, zero allowed.
 
         `sound` (windows,) and `sound_lengths` (sounds,): which window of the sound each hears, and how long those are. Both or none.
-        Raises ValueError where a window and its sound differ in length.
+        Waits for the GPU where they are on one. Raises ValueError where a window and its sound differ in length.
         """
         if (sound is None) != (sound_lengths is None):
             raise ValueError("give `sound` and `sound_lengths`, or neither")
-        return cls._make(lengths, sound, lengths if sound_lengths is None else sound_lengths)
-
-    @classmethod
-    def _make(cls, lengths: Tensor, sound: Tensor | None, sound_lengths: Tensor) -> Self:
         lengths = lengths.to(torch.int64)
         offsets, squares = _cumulative(lengths), _cumulative(lengths * lengths)
         window = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
         row = torch.arange(len(window), device=lengths.device)
         sound_row = row
-        if sound is not None:
+        sound_rows = len(row)
+        if sound is not None and sound_lengths is not None:
             sound = sound.to(lengths.device, torch.int64)
             sound_lengths = sound_lengths.to(lengths.device, torch.int64)
             if len(sound) != len(lengths) or not bool((sound_lengths[sound] == lengths).all()):
                 raise ValueError("every window must name a sound of its own length")
             sound_row = _cumulative(sound_lengths)[sound][window] + row - offsets[window]
-        if len(window) >= 2**31 or int(sound_lengths.sum()) >= 2**31:
-            raise ValueError(f"{len(window)} rows are more than 2^31: split the batch")
+            sound_rows = int(sound_lengths.sum())
+        _check_rows(len(row), sound_rows)
         return cls(
             offsets=offsets.to(torch.int32),
             window=window.to(torch.int32),
             sound_row=sound_row.to(torch.int32),
             square_offsets=squares,
             longest=int(lengths.max()) if len(lengths) else 0,
-            sound_rows=int(sound_lengths.sum()),
+            sound_rows=sound_rows,
             shared=sound is not None,
         )
 
@@ -85,3 +97,8 @@ class Packing:
 def _cumulative(counts: Tensor) -> Tensor:
     """(n,) -> (n + 1,) int64: 0, then the running sums."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _check_rows(rows: int, sound_rows: int) -> None:
+    if max(rows, sound_rows) >= 2**31:
+        raise ValueError(f"{rows} rows of picture and {sound_rows} of sound do not fit 32 bits. Split the batch.")
