@@ -64,6 +64,10 @@ def _match_fuse_kernel(
     valid = tl.load(valid_ptr + row, mask=inside, other=0) != 0
     begin = tl.load(offsets_ptr + tl.load(window_ptr + first_row))
     end = tl.load(offsets_ptr + 1 + tl.load(window_ptr + tl.minimum(first_row + BLOCK_M, rows) - 1))
+    if WRITE_S:
+        own_first = tl.load(offsets_ptr + window, mask=inside, other=0)
+        frames = tl.load(offsets_ptr + 1 + window, mask=inside, other=0) - own_first
+        S_row = tl.load(square_offsets_ptr + window, mask=inside, other=0) + (row - own_first).to(tl.int64) * frames - own_first
     inverse_v = inverse_lengths(V_ptr, row, valid, D, BLOCK_M, BLOCK_K)
 
     for part in tl.static_range(0, D, BLOCK_U):
@@ -87,12 +91,8 @@ def _match_fuse_kernel(
                 shift = column[None, :] - row[:, None]
                 tl.store(band_ptr + row[:, None] * (2 * MAX_LAG + 1) + shift + MAX_LAG, s, mask=seen & (shift >= -MAX_LAG) & (shift <= MAX_LAG))
                 if WRITE_S:
-                    safe_window = tl.where(inside, window, 0)
-                    start_row = tl.load(offsets_ptr + safe_window)
-                    frames = tl.load(offsets_ptr + 1 + safe_window) - start_row
-                    at = tl.load(square_offsets_ptr + safe_window) + (row - start_row) * frames
-                    same = inside[:, None] & (window[:, None] == column_window[None, :])
-                    tl.store(S_ptr + at[:, None] + (column[None, :] - start_row[:, None]), s, mask=same)
+                    same = window[:, None] == column_window[None, :]
+                    tl.store(S_ptr + S_row[:, None] + column[None, :], s, mask=same)
             score = tl.where(seen, s * score_scale, 2 * _FAR)
             higher = tl.maximum(peak, tl.max(score, 1))
             p = tl.exp2(score - higher[:, None])
@@ -205,6 +205,8 @@ def launch_forward(
     """Launch both kernels on packed rows: `visual` (rows, D), `audio` (sound rows, D), `valid` (rows,) uint8."""
     (rows, dim), (parts, outputs, _), lags = visual.shape, weights.parts.shape, 2 * options.max_lag + 1
     tiling = options.tiling or chosen_tiling(visual.device, dtype=visual.dtype, dim=dim, outputs=outputs, longest=packing.longest)
+    if options.write_similarity and options.tiling is None:
+        tiling = tiling.with_similarity()
     windows = packing.windows
     fused, attended = visual.new_empty(rows, outputs), visual.new_empty(rows, dim)
     matched, row_match, log_sum = (visual.new_empty(rows, dtype=torch.float32) for _ in range(3))

@@ -50,11 +50,16 @@ def survey(dtypes: list[str], capabilities: list[tuple[int, int]], *, dim: int =
 def _kernels(
     dtype: str, capability: tuple[int, int], dim: int, outputs: int
 ) -> Iterator[tuple[str, Any, dict[str, str], dict[str, object], Tiling | None]]:
-    """Name, function, types, constants and tiling (None where there are no products) of every kernel as training launches it."""
+    """Name, function, types, constants and tiling (None where there are no products) of every kernel."""
     tiling = Tiling.default(capability, dtype=TYPES[dtype], dim=dim, outputs=outputs)
-    forward: dict[str, object] = {**match_fuse.kernel_constants(tiling, dim=dim, outputs=outputs, max_lag=MAX_LAG, parts=4)}
-    forward |= {"WRITE_Z": True, "WRITE_S": False, "PRECISION": "tf32x3"}
-    yield "match_fuse", match_fuse._match_fuse_kernel, match_fuse.argument_types(dtype), forward, tiling
+    for name, tiles, write_z, write_s in (
+        ("match_fuse", tiling, False, False),
+        ("match_fuse in training", tiling, True, False),
+        ("match_fuse with S", tiling.with_similarity(), False, True),
+    ):
+        forward: dict[str, object] = {**match_fuse.kernel_constants(tiles, dim=dim, outputs=outputs, max_lag=MAX_LAG, parts=4)}
+        forward |= {"WRITE_Z": write_z, "WRITE_S": write_s, "PRECISION": "tf32x3"}
+        yield name, match_fuse._match_fuse_kernel, match_fuse.argument_types(dtype), forward, tiles
     tiling = Tiling.default_backward(capability, dtype=TYPES[dtype], dim=dim, outputs=outputs)
     types = match_fuse_backward.backward_argument_types(dtype)
     for name, of_sound in (("match_backward v", False), ("match_backward a", True)):

@@ -42,6 +42,10 @@ class Tiling:
             stages=2,
         )
 
+    def with_similarity(self) -> Self:
+        """The same where S is written too, which takes registers: block_n 16."""
+        return replace(self, block_n=16)
+
     @classmethod
     def default_backward(cls, capability: tuple[int, int], *, dtype: torch.dtype, dim: int, outputs: int) -> Self:
         """For the backward kernel: the forward's, but block_m and block_u 64 on GPUs other than 9.0. It streams no W, so few rows cost little."""
