@@ -26,7 +26,7 @@ def run_survey(*arguments: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def surveyed() -> list[dict[str, Any]]:
-    return [*run_survey("--types", "fp16", "--targets", *TARGETS), *run_survey("--types", "fp32", "--targets", "9.0")]
+    return [*run_survey("--types", "fp16", "--targets", *TARGETS), *run_survey("--types", "fp32", "--targets", "9.0", "--only", "match_fuse")]
 
 
 def test_nothing_spills_and_everything_fits(surveyed: list[dict[str, Any]]) -> None:

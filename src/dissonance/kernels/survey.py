@@ -37,11 +37,15 @@ class Surveyed:
         return asdict(self)
 
 
-def survey(dtypes: list[str], capabilities: list[tuple[int, int]], *, dim: int = DIM, outputs: int = OUTPUTS) -> Iterator[Surveyed]:
-    """Compile everything; some seconds a kernel. Raises EnvironmentMissingError where kernels are interpreted in this process."""
+def survey(
+    dtypes: list[str], capabilities: list[tuple[int, int]], *, only: str | None = None, dim: int = DIM, outputs: int = OUTPUTS
+) -> Iterator[Surveyed]:
+    """Compile everything, or the kernel `only`; seconds a kernel. Raises EnvironmentMissingError where kernels are interpreted in this process."""
     for capability in capabilities:
         for dtype in dtypes:
             for name, kernel, types, constants, tiling in _kernels(dtype, capability, dim, outputs):
+                if only not in (None, name):
+                    continue
                 warps, stages = (1, 2) if tiling is None else (tiling.warps, tiling.stages)
                 found = compile_for(kernel, capability, types, constants, warps=warps, stages=stages)
                 yield Surveyed(name, dtype, "{}.{}".format(*capability), found, SHARED_LIMITS[capability], tiling is not None)
@@ -74,8 +78,10 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="dissonance.kernels.survey", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--types", nargs="+", choices=sorted(TYPES), default=["fp16"])
     parser.add_argument("--targets", nargs="+", default=["{}.{}".format(*capability) for capability in SHARED_LIMITS], help="such as 9.0")
+    parser.add_argument("--only", metavar="KERNEL", help="one of the names that are printed (default: all)")
     chosen = parser.parse_args(arguments)
-    for row in survey(chosen.types, [(int(target.split(".")[0]), int(target.split(".")[1])) for target in chosen.targets]):
+    capabilities = [(int(target.split(".")[0]), int(target.split(".")[1])) for target in chosen.targets]
+    for row in survey(chosen.types, capabilities, only=chosen.only):
         sys.stdout.write(json.dumps(row.as_row()) + "\n")
         sys.stdout.flush()
 
