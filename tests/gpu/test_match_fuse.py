@@ -5,14 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton
 
-from dissonance.kernels.match_fuse import Options, match_fuse
 from dissonance.kernels.packing import Packing
 from dissonance.kernels.tiling import Tiling
 from dissonance.kernels.tuning import tune
-from dissonance.kernels.weights import FusionWeights
-from dissonance.model.matching import fuse, match
 from tests.kernels.cases import Case, make_case, packed, rms_ratio
 from tests.kernels.test_match_fuse import assert_equal, reference, run
 from tests.kernels.test_match_fuse_backward import EVERY, gradients_of_both
@@ -56,23 +52,6 @@ def test_a_result_is_the_same_in_every_run_and_in_memory_full_of_nan() -> None:
         for one, other in zip(run(case, similarity=True), first, strict=True):
             assert one is not None
             assert torch.equal(one, other)
-
-
-def test_the_kernel_is_faster_than_plain_torch() -> None:
-    case = make_case(Packing.uniform(16384, 32, device="cuda"), dim=256, outputs=256, dtype=torch.bfloat16)
-    v, a = case.visual.view(-1, 32, 256), case.audio.view(-1, 32, 256)
-    mask = torch.ones(v.shape[:2], dtype=torch.bool, device="cuda")
-    weights, options = FusionWeights.pack(case.weight, case.bias, dim=256), Options(0.07, 8)
-
-    def plain() -> torch.Tensor:
-        left, right = torch.nn.functional.normalize(v, dim=-1), torch.nn.functional.normalize(a, dim=-1)
-        return fuse(left, right, match(left, right, mask, tau=0.07, max_lag=8), case.weight, case.bias)
-
-    with torch.inference_mode():
-        assert rms_ratio(match_fuse(v, a, mask, weights, options, case.packing).fused, plain()) <= 2e-2
-        ours = triton.testing.do_bench(lambda: match_fuse(v, a, mask, weights, options, case.packing), return_mode="median")
-        theirs = triton.testing.do_bench(plain, return_mode="median")
-    assert ours < theirs
 
 
 def test_tuning_measures_and_remembers(tmp_path: Path) -> None:

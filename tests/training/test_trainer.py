@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dissonance.errors import EnvironmentMissingError, TrainingDivergedError
+from dissonance.errors import EnvironmentMissingError, TrainingDivergedError, UsageError
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import AudioVisualNetwork, build_network
 from dissonance.training.batches import Names, Sample, SampleLoader, batches
@@ -224,6 +224,11 @@ def test_a_run_ends_when_patience_does_and_keeps_the_best_weights(tmp_path: Path
     again = trainer_of(config, tmp_path, validation=script)
     again.resume()
     assert again.run(script).step == 10  # its patience is still at an end
+
+
+def test_the_kernel_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="matching 'triton' is for GPUs"):
+        trainer_of(validating(matching="triton", device="cpu"), tmp_path, validation=Scripted())
 
 
 def test_without_patience_a_run_goes_to_its_end(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ def pixels_of(crops: Tensor) -> Tensor:
     return crops.movedim(-1, -3).float() / 255.0
 
 
-def forward(network: AudioVisualNetwork, batch: Batch, *, fused: bool) -> tuple[PairedWindows, Logits]:
-    """Aligned features and the heads' logits of every pair; `fused` off leaves the fused head out."""
+def forward(network: AudioVisualNetwork, batch: Batch, *, fused: bool, kernel: bool = False) -> tuple[PairedWindows, Logits]:
+    """Aligned features and the heads' logits of every pair; `fused` off leaves the fused head out. `kernel`: see `fused_features`."""
     head = network.head
     sound_mask = batch.mask[batch.picture]
     v = head.align.picture(network.encode_visual(pixels_of(batch.pixels)), batch.mask)
@@ -26,7 +26,7 @@ def forward(network: AudioVisualNetwork, batch: Batch, *, fused: bool) -> tuple[
     logit_fused = None
     if fused:
         seen = v[batch.picture]
-        logit_fused = head.tail.fused(fused_features(head, seen, a, sound_mask, kernel=seen.is_cuda), sound_mask)
+        logit_fused = head.tail.fused(fused_features(head, seen, a, sound_mask, kernel=kernel), sound_mask)
     own = batch.windows
     pairs = PairedWindows(
         pictures=StreamWindows(features=v, valid=batch.mask, clip=batch.clip[:own], identity=batch.identity[:own], start_frame=batch.picture_start),
@@ -68,10 +68,12 @@ def glimpse(network: AudioVisualNetwork, glimpses: Glimpses) -> Glimpsed:
     return Glimpsed(head.tail.visual(v, seen), head.tail.audio(a, glimpses.mask), glimpses.picture_fake, glimpses.sound_fake)
 
 
-def cost(network: AudioVisualNetwork, loss: MultiTaskLoss, batch: Batch, *, fused: bool, precision: torch.dtype, seed: int) -> LossTerms:
+def cost(
+    network: AudioVisualNetwork, loss: MultiTaskLoss, batch: Batch, *, fused: bool, precision: torch.dtype, seed: int, kernel: bool = False
+) -> LossTerms:
     """The loss of a batch; `precision` bfloat16 is autocast, the losses stay in float32. `seed` draws the cross pairs."""
     with torch.autocast(batch.pixels.device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-        pairs, logits = forward(network, batch, fused=fused)
+        pairs, logits = forward(network, batch, fused=fused, kernel=kernel)
         glimpsed = None if batch.glimpses is None else glimpse(network, batch.glimpses)
     max_shift = max(network.head.max_lag, MIN_SHIFT_FRAMES)  # a model may look at no lags at all
     pairs = draw_cross_pairs(pairs, max_shift=max_shift, generator=torch.Generator().manual_seed(seed))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from dissonance.errors import CheckpointError, EnvironmentMissingError, OutputError, TrainingDivergedError
+from dissonance.errors import CheckpointError, EnvironmentMissingError, OutputError, TrainingDivergedError, UsageError
 from dissonance.model.checkpoint import save_checkpoint
 from dissonance.model.network import AudioVisualNetwork
 from dissonance.training.batches import Batch, Names, SampleLoader, batches
@@ -112,6 +112,8 @@ class Trainer:
         self._precision = (
             torch.bfloat16 if config.precision == "bfloat16" or (config.precision == "auto" and self._device.type == "cuda") else torch.float32
         )
+        if config.matching == "triton" and self._device.type == "cpu":
+            raise UsageError("matching 'triton' is for GPUs, and this run is on the CPU. Set matching: torch.")
         self._network = network.to(self._device)
         self._loss = MultiTaskLoss(config.loss, max_lag=network.config.head.max_lag).to(self._device)
         self._optimiser = make_optimiser(network, self._loss, config)
@@ -210,6 +212,7 @@ class Trainer:
             fused=step >= self._config.fused_from_step,
             precision=self._precision,
             seed=self._config.seed * 1_000_003 + step,
+            kernel=self._config.matching == "triton",
         )
         self._optimiser.zero_grad(set_to_none=True)
         terms.total.backward()  # type: ignore[no-untyped-call]
