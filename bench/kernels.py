@@ -38,7 +38,8 @@ def resources() -> list[Row]:
         tell(f"{found.kernel} {found.dtype} {found.capability}")
         matrix = ", ".join(f"{used.instructions[name]} {name}" for name in ("HMMA", "HGMMA") if used.instructions[name]) or "no products"
         how = f"{used.registers} registers, {used.shared_bytes} of {found.shared_limit_bytes} bytes shared, {matrix}"
-        rows.append(at_most(f"{found.kernel}, {found.dtype}, sm_{found.capability}: bytes spilled", used.stack_bytes, 0, how))
+        spilled = used.stack_bytes + used.instructions["LDL"] + used.instructions["STL"]
+        rows.append(at_most(f"{found.kernel}, {found.dtype}, sm_{found.capability}: spilled (bytes, loads, stores)", spilled, 0, how))
     return rows
 
 

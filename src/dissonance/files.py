@@ -27,8 +27,8 @@ def write_synced(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` at the end, synced, or disappears where the block fails."""
-    partial = path.with_name(f".{path.name}.partial")
+    """A path to write to, of this process alone, that becomes `path` at the end, synced, or disappears where the block fails."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         with partial.open("rb+") as stream:

@@ -15,6 +15,14 @@ from dissonance.model.network import AudioVisualNetwork
 from tests.model.tiny import tiny_network
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One test process for this folder: what is exported once for all its tests takes long."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.xdist_group("export"))
+
+
 class Exported(NamedTuple):
     network: AudioVisualNetwork
     checkpoint: Path

@@ -250,3 +250,22 @@ def test_the_command_says_which_are_for_tensorrt() -> None:
     done = subprocess.run([sys.executable, "-m", "dissonance", "export", "--help"], capture_output=True, text=True, check=False)
     words = " ".join(done.stdout.replace("│", " ").split())
     assert "int8: for CPUs. fp16, bf16, fp8, int8-qdq: for TensorRT" in words
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["demo", "--precision", "fp16", "--quantise-on", "clips"], "--quantise-on is for --precision fp8 and int8-qdq"),
+        (["--random-weights", "--preset", "demo", "--precision", "fp8", "--quantise-on", "clips"], "Random weights are quantised on noise"),
+    ],
+)
+def test_clips_that_would_not_be_used_are_refused(options: list[str], says: str, tmp_path: Path, cli: Any) -> None:
+    done = cli("export", *options, "-o", tmp_path / "b")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_numbers_that_fp16_cannot_hold_are_told() -> None:
+    with pytest.raises(BundleError, match="'x' is beyond what fp16 holds"):
+        largest_inputs(product(np.ones((4, 4), np.float32)), iter([{"x": np.full((1, 4), np.inf, np.float16)}]))

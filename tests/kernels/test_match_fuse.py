@@ -160,6 +160,21 @@ def test_a_window_alone_gives_what_it_gives_among_others() -> None:
         torch.testing.assert_close(every.lag_profile[window], alone.lag_profile[0], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_window_that_is_no_number_spoils_no_other(value: float) -> None:
+    """In one tile: no score depends on its batch mates."""
+    case = make_case(packed([6, 5, 7]), dim=32, outputs=16)
+    expected = run(case, tiling=SMALL)
+    case.audio[8, 3] = value
+    found = run(case, tiling=SMALL)
+    others = torch.ones(18, dtype=torch.bool)
+    others[6:11] = False
+    for name in ("fused", "attended", "matched", "row_match"):
+        assert torch.equal(getattr(found, name)[others], getattr(expected, name)[others])
+        assert not torch.isfinite(getattr(found, name)[8]).all()
+    assert found.best_lag.tolist() == reference(case).best_lag.tolist() == [expected.best_lag[0], 0, expected.best_lag[2]]
+
+
 def test_what_does_not_fit_is_refused() -> None:
     case = make_case(packed([5, 3]), dim=16, outputs=16)
     weights, options = FusionWeights.pack(case.weight, case.bias, dim=16), Options(TAU, 2)
@@ -175,3 +190,8 @@ def test_what_does_not_fit_is_refused() -> None:
         FusionWeights.pack(case.weight, case.bias, dim=15)
     with pytest.raises(ValueError, match="sound of its own length"):
         packed([5, 3], sound=torch.tensor([0, 0]), sound_lengths=torch.tensor([5]))
+    with pytest.raises(ValueError, match="sound of its own length"):
+        packed([5], sound=torch.tensor([-1]), sound_lengths=torch.tensor([5]))
+    for sound in ([0, 1, 0], [0, -1]):
+        with pytest.raises(ValueError, match="an index from 0 for every window"):
+            Packing.uniform(2, 3, sound=torch.tensor(sound))

@@ -76,3 +76,34 @@ def test_training_gives_the_results_of_inference() -> None:
     assert not trained.similarity.requires_grad
     for one, other in zip(trained, plain, strict=True):
         torch.testing.assert_close(one.detach(), other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [3, 4])
+@pytest.mark.parametrize("loss", ["sum", "transposed"])
+def test_gradients_that_are_not_contiguous_are_taken_as_they_are(parts: int, loss: str) -> None:
+    """`sum` hands down one number for every element, a transposed loss a column-major matrix."""
+    case = make_case(packed([5, 9]), dim=32, outputs=16, parts=parts)
+    both = []
+    for kernel in (True, False):
+        v, a, weight, bias = leaves(case if kernel else on_cpu(case))
+        if kernel:
+            weights = FusionWeights.pack(weight, bias, dim=32)
+            found = match_fuse(v, a, None, weights, Options(TAU, MAX_LAG, tiling=SMALL), case.packing)
+        else:
+            found = match_fuse_reference(v, a, None, weight, bias, tau=TAU, max_lag=MAX_LAG, packing=on_cpu(case).packing)
+        if loss == "sum":
+            (found.attended.sum() + found.matched.sum()).backward()
+        else:
+            sum(value.t().log_softmax(dim=0)[3].square().sum() for value in (found.attended, found.lag_profile)).backward()
+        both.append((v.grad, a.grad))
+    for ours, theirs in zip(*both, strict=True):
+        assert rms_ratio(ours, theirs) <= 1e-5
+
+
+def test_a_second_derivative_is_refused() -> None:
+    case = make_case(packed([4]), dim=16, outputs=16)
+    v, a, weight, bias = leaves(case)
+    found = match_fuse(v, a, None, FusionWeights.pack(weight, bias, dim=16), Options(TAU, MAX_LAG, tiling=SMALL), case.packing)
+    (first,) = torch.autograd.grad(found.fused.square().sum(), v, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -13,6 +13,7 @@ from dissonance.kernels import resources
 from dissonance.kernels.survey import DIM, OUTPUTS
 from dissonance.kernels.tiling import Tiling
 
+pytestmark = pytest.mark.xdist_group("resources")  # compiled once
 TARGETS = ["8.0", "8.9", "9.0", "12.0"]
 
 

@@ -1,4 +1,4 @@
-"""Matching against DESIGN's formulas, one Python loop a formula."""
+"""Matching against its formulas, one Python loop a formula."""
 
 import math
 

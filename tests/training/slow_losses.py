@@ -1,4 +1,4 @@
-"""DESIGN's loss, one Python loop a sum, in float64. It shares no code with `dissonance.training`."""
+"""The loss, one Python loop a sum, in float64. It shares no code with `dissonance.training`."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The losses against DESIGN's formulas in plain loops, closed forms, torch's own cross-entropy and numerical gradients."""
+"""The losses against their formulas in plain loops, closed forms, torch's own cross-entropy and numerical gradients."""
 
 import math
 from collections.abc import Callable

@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
 from dissonance import errors
-from dissonance.bundle import parse_precision
+from dissonance.bundle import StaticPrecision, parse_precision
 from dissonance.cli.options import JsonOption
 from dissonance.cli.scan import scan_config
 from dissonance.export.folds import FOLDS, folds_without
@@ -64,6 +64,11 @@ def export(
     from dissonance.export.make import export_bundle
 
     console = stderr()
+    precisions = [parse_precision(name) for name in precision or ()]
+    if quantise_on is not None and not set(precisions) & set(get_args(StaticPrecision)):
+        raise errors.UsageError(f"--quantise-on is for --precision {' and '.join(get_args(StaticPrecision))}. Add one of them, or leave it out.")
+    if quantise_on is not None and random_weights:
+        raise errors.UsageError("Random weights are quantised on noise. Leave --quantise-on out.")
     bundle = export_bundle(
         checkpoint=checkpoint,
         random_weights=random_weights,
@@ -72,7 +77,7 @@ def export(
         out=out,
         overwrite=overwrite,
         folds=folds_without(no_fold or ()),
-        precisions=[parse_precision(name) for name in precision or ()],
+        precisions=precisions,
         quantise_on=_to_quantise_on(console, quantise_on),
         progress=lambda line: console.print(line, markup=False),
     )
@@ -142,7 +147,7 @@ def _to_quantise_on(console: "Console", data: Path | None) -> Iterator["Clips"]:
     from dissonance.export.ranges import Clips
 
     with _clips(console, data, most=CLIPS_TO_QUANTISE_ON, seed=SEED_TO_QUANTISE_ON, layout="auto") as clips:
-        origin = f"{len(clips)} synthetic clips (seed {SEED_TO_QUANTISE_ON})" if data is None else f"{len(clips)} clips of {data.name}"
+        origin = f"{len(clips)} synthetic clips (seed {SEED_TO_QUANTISE_ON})" if data is None else f"{len(clips)} clips of {data.resolve().name}"
         yield Clips([clip.path for clip in clips], origin, drawn=data is None)
 
 

@@ -24,8 +24,11 @@ def in_precisions(graph: Graph, precisions: Sequence[Precision], *, float32: byt
     for precision in precisions:
         if precision == "int8":
             yield precision, quantised(float32)
-        elif precision in ("fp16", "bf16"):
+        elif precision == "bf16":
             yield precision, typed(graph, precision)
+        elif precision == "fp16":
+            half = half or typed(graph, "fp16")
+            yield precision, half
         elif precision in get_args(StaticPrecision):
             assert samples is not None
             half = half or typed(graph, "fp16")

@@ -72,7 +72,7 @@ def clip_samples(clips: Clips, *, spec: BundleSpec, scan: ScanConfig) -> Samples
         for number, window in enumerate(whole_windows(path, spec=spec, scan=scan)):
             if number == share or len(sounds) == MOST_WINDOWS:
                 break
-            index = np.arange(len(sounds) % FRAMES_APART, spec.model.frames, FRAMES_APART)
+            index = np.arange(len(sounds) % min(FRAMES_APART, spec.model.frames), spec.model.frames, FRAMES_APART)
             frames.append(((window.new_crops[index].transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float16), index))
             assert window.mel is not None
             sounds.append(window.mel.astype(np.float16))
@@ -106,7 +106,10 @@ def is_whole(window: Window, spec: BundleSpec) -> bool:
 
 
 def largest_inputs(fp16: bytes, feeds: Iterator[Feeds]) -> dict[str, float]:
-    """The largest absolute value of what each product of an fp16 graph reads, by tensor, as ONNX Runtime's calibrator finds it."""
+    """The largest absolute value of what each product of an fp16 graph reads, by tensor, as ONNX Runtime's calibrator finds it.
+
+    Raises BundleError where one is infinite: fp16 cannot hold this network's numbers, so 8 bits cannot either.
+    """
 
     class Reader:
         def get_next(self) -> Feeds | None:
@@ -121,4 +124,7 @@ def largest_inputs(fp16: bytes, feeds: Iterator[Feeds]) -> dict[str, float]:
         calibrator.collect_data(Reader())
         found = calibrator.compute_data()
     read = {name for node in onnx.load_from_string(fp16).graph.node if node.op_type == "MatMul" for name in node.input}
-    return {name: float(np.abs(limits.range_value).max()) for name, limits in found.items() if name in read}
+    largest = {name: float(np.abs(limits.range_value).max()) for name, limits in found.items() if name in read}
+    if beyond := [name for name, value in largest.items() if not np.isfinite(value)]:
+        raise BundleError(f"'{beyond[0]}' is beyond what fp16 holds, which fp8 and int8-qdq rest on. Export this network in float32 or bf16.")
+    return largest

@@ -38,7 +38,7 @@ class Gpu:
     flops_per_s: float  # of 16-bit products
 
 
-H100 = Gpu("H100", bytes_per_s=3.0e12, flops_per_s=798e12)  # measured; DESIGN, section 8
+H100 = Gpu("H100", bytes_per_s=3.0e12, flops_per_s=798e12)  # as measured on one, not the data sheet
 
 
 def device_bytes(problem: Problem) -> float:

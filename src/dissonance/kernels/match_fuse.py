@@ -1,6 +1,6 @@
 """Match and fuse in one pass over a window: m, the lag profile, pi, u and g, while S = v a^T exists only as tiles on the chip.
 
-The formulas are `dissonance.model.matching`'s (DESIGN, "Match and fuse"), which is this kernel's reference too; softmax over the sound runs online
+The formulas are `dissonance.model.matching`'s, which is this kernel's reference too; softmax over the sound runs online
 (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018; Dao et al., FlashAttention, 2022).
 
 Layout. Windows are packed rows (`Packing`); a program owns BLOCK_M rows, 128 in 16 bits, whichever windows they belong to, so that four windows
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dissonance.kernels.match_fuse_backward import LOG2_E, gradients
 from dissonance.kernels.packing import Packing
@@ -47,7 +48,7 @@ _MASKED = tl.constexpr(MASKED_SCORE)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # it bounds loads only; one variant is compiled, the one that the survey reads
 def _match_fuse_kernel(
     V_ptr, A_ptr, W_ptr, W_scalar_ptr, bias_ptr, window_ptr, sound_row_ptr, valid_ptr, offsets_ptr, square_offsets_ptr,
     fused_ptr, attended_ptr, matched_ptr, row_match_ptr, band_ptr, log_sum_ptr, z_ptr, S_ptr,
@@ -99,7 +100,9 @@ def _match_fuse_kernel(
             shrink = tl.exp2(peak - higher)
             total = total * shrink + tl.sum(p, 1)
             a = load_rows(A_ptr, sound, column_valid, part + tl.arange(0, BLOCK_U), D).to(tl.float32)
-            u = tl.dot(p.to(dtype), (a * inverse_a[:, None]).to(dtype), u * shrink[:, None], input_precision=PRECISION)
+            a *= inverse_a[:, None]
+            a = tl.where(a - a == 0.0, a, 0.0)  # 0 * NaN is NaN: a window that is no number spoils its own rows (by p) and no others
+            u = tl.dot(p.to(dtype), a.to(dtype), u * shrink[:, None], input_precision=PRECISION)
             peak = higher
         total, peak = tl.where(valid, total, 1.0), tl.where(valid, peak, 0.0)
         dim = part + tl.arange(0, BLOCK_U)
@@ -161,7 +164,8 @@ def _lag_kernel(
     at = window * (2 * MAX_LAG + 1) + lag + MAX_LAG
     tl.store(lag_profile_ptr + at, profile, mask=known)
     tl.store(pairs_ptr + at, pairs, mask=known)
-    value = tl.where(known, tl.where(pairs > 0, profile, _MASKED), 2 * _MASKED)
+    number = tl.where(profile == profile, profile, -_MASKED)  # NaN counts as the largest, as in torch.argmax
+    value = tl.where(known, tl.where(pairs > 0, number, _MASKED), 2 * _MASKED)
     rank = tl.where(lag > 0, 2 * lag - 1, -2 * lag)  # 0, 1, -1, 2, -2, ...: the place of a lag in the order of preference
     best = tl.min(tl.where(value == tl.max(value, 0), rank, 2 * LAGS), 0)
     tl.store(best_lag_ptr + window, tl.where(best % 2 == 1, (best + 1) // 2, -(best // 2)).to(tl.int64))
@@ -264,7 +268,7 @@ def match_fuse(
     v, a = visual.reshape(-1, dim).contiguous(), audio.reshape(-1, dim).contiguous()
     valid = torch.ones(len(v), dtype=torch.uint8, device=v.device) if mask is None else mask.reshape(-1).to(torch.uint8)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (v, a, *weights)):
-        v, a = F.normalize(v, dim=-1), F.normalize(a, dim=-1)
+        v, a = (F.normalize(x.float(), dim=-1).to(x.dtype) for x in (v, a))  # float32 under autocast too, which would else decide the type
         if packing.shared or len(a) != len(v):
             a, packing = a[packing.sound_row], packing.unshared()
         hidden = valid[:, None] == 0
@@ -312,6 +316,7 @@ class _MatchFuseFunction(torch.autograd.Function):
         return tuple(result)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_fused, d_matched, d_lag_profile, _lag_valid, _best_lag, d_row_match, d_attended, _similarity):
         visual, audio, parts, scalars, bias, *rest = ctx.saved_tensors
         tiling = ctx.options.tiling or Tiling.default_backward(
@@ -327,7 +332,13 @@ class _MatchFuseFunction(torch.autograd.Function):
 
 def _check(visual: Tensor, audio: Tensor, mask: Tensor | None, weights: FusionWeights, packing: Packing, *, max_lag: int) -> None:
     rows, dim = visual.shape[:-1].numel(), visual.shape[-1]
-    if rows != packing.rows or audio.shape[:-1].numel() < packing.sound_rows or audio.shape[-1] != dim or weights.parts.shape[2] != dim:
+    if (
+        rows != packing.rows
+        or rows != len(packing.sound_row)
+        or audio.shape[:-1].numel() < packing.sound_rows
+        or audio.shape[-1] != dim
+        or weights.parts.shape[2] != dim
+    ):
         raise ValueError(
             f"Invalid shapes: visual {tuple(visual.shape)}, audio {tuple(audio.shape)}, weights {tuple(weights.parts.shape)}. "
             f"The packing has {packing.rows} rows of picture and {packing.sound_rows} of sound."

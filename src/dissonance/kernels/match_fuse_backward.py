@@ -37,7 +37,7 @@ def _score_gradient(s, dp, i, j, seen, log_sum, delta, dpi, dm, window, lag_grad
     return p, tl.where(seen, ds, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _match_backward_kernel(
     V_ptr, A_ptr, dU_ptr, window_ptr, valid_ptr, offsets_ptr, log_sum_ptr, delta_ptr, dpi_ptr, dm_ptr, lag_gradient_ptr, out_ptr,
     rows, score_scale, inverse_tau,
@@ -140,11 +140,12 @@ def gradients(saved: Any, d_fused: Tensor, d_matched: Tensor, d_lag: Tensor, d_r
     scalar_gradients = dz.float() @ scalars.float().t()  # (rows, 2): what reaches m and pi through f
     dm, dpi = d_matched + scalar_gradients[:, 0], d_row_match + scalar_gradients[:, 1]
     d_scalars = torch.stack([saved.matched, saved.row_match]) @ dz.float()
-    du = d_attended + dz @ parts[3] if len(parts) == 4 else d_attended
+    du = (d_attended + dz @ parts[3] if len(parts) == 4 else d_attended).contiguous()
     delta = (du.float() * saved.attended.float()).sum(dim=-1) + dpi * saved.row_match
     d_product = dz @ parts[2]
     dv, da = launch_backward(
-        v, a, du, saved.valid, saved.packing, saved.log_sum, delta, dpi.contiguous(), dm.contiguous(), d_lag / saved.pairs.clamp(min=1.0),
+        v, a, du, saved.valid, saved.packing, saved.log_sum, delta, dpi.contiguous(), dm.contiguous(),
+        (d_lag / saved.pairs.clamp(min=1.0)).contiguous(),
         tau=saved.options.tau, max_lag=saved.options.max_lag, precision=saved.options.precision, tiling=saved.tiling,
     )  # fmt: skip
     dv, da = dv + dz @ parts[0] + d_product * a, da + dz @ parts[1] + d_product * v

@@ -42,12 +42,14 @@ class Packing:
     def uniform(cls, windows: int, frames: int, *, device: torch.device | str = "cpu", sound: Tensor | None = None) -> Self:
         """`windows` windows of `frames` frames each. `sound` (windows,): which window of the sound each hears (None: its own).
 
-        Does not wait for the GPU, unless there is a `sound`.
+        Does not wait for the GPU, unless there is a `sound`. Raises ValueError where that does not name a window for each.
         """
         index, row = torch.arange(windows + 1, device=device), torch.arange(windows * frames, device=device)
         heard, sound_row = windows, row
         if sound is not None:
-            heard = int(sound.max()) + 1 if len(sound) else 0
+            if len(sound) != windows or (windows and int(sound.min()) < 0):
+                raise ValueError("`sound` must have an index from 0 for every window")
+            heard = int(sound.max()) + 1 if windows else 0
             sound_row = (sound.to(row)[:, None] * frames + row[:frames]).flatten() if windows else row
         _check_rows(windows * frames, heard * frames)
         return cls(
@@ -78,7 +80,8 @@ class Packing:
         if sound is not None and sound_lengths is not None:
             sound = sound.to(lengths.device, torch.int64)
             sound_lengths = sound_lengths.to(lengths.device, torch.int64)
-            if len(sound) != len(lengths) or not bool((sound_lengths[sound] == lengths).all()):
+            known = len(sound) == len(lengths) and bool(((sound >= 0) & (sound < len(sound_lengths))).all())
+            if not known or not bool((sound_lengths[sound] == lengths).all()):
                 raise ValueError("every window must name a sound of its own length")
             sound_row = _cumulative(sound_lengths)[sound][window] + row - offsets[window]
             sound_rows = int(sound_lengths.sum())

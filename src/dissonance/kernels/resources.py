@@ -1,7 +1,7 @@
 """What a kernel takes of a GPU, without one: it is compiled ahead of time, and its machine code read with the tools inside Triton.
 
 Registers, stack and shared memory are the assembler's own figures. Loads and stores of local memory (LDL, STL) are spilled registers; HMMA and
-HGMMA are the products on matrix units, FFMA the scalar ones. Works only where TRITON_INTERPRET is not set: what is interpreted is not compiled.
+HGMMA are the products on matrix units. Works only where TRITON_INTERPRET is not set: what is interpreted is not compiled.
 """
 
 import re
@@ -23,7 +23,7 @@ from dissonance.errors import EnvironmentMissingError
 SHARED_LIMITS = {(8, 0): 163 * 1024, (8, 9): 99 * 1024, (9, 0): 227 * 1024, (12, 0): 99 * 1024}
 
 _TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-_COUNTED = ("HMMA", "HGMMA", "FFMA", "LDL", "STL")
+_COUNTED = ("HMMA", "HGMMA", "LDL", "STL")
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,7 @@ class Resources:
     registers: int  # a thread
     stack_bytes: int  # a thread
     shared_bytes: int  # a program
-    instructions: Mapping[str, int]  # how often each of HMMA, HGMMA, FFMA, LDL, STL stands in the machine code
-
-    @property
-    def spills(self) -> bool:
-        """Whether registers go to memory."""
-        return self.stack_bytes > 0 or self.instructions["LDL"] + self.instructions["STL"] > 0
+    instructions: Mapping[str, int]  # how often each of HMMA, HGMMA, LDL, STL stands in the machine code
 
 
 def compile_for(

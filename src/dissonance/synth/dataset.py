@@ -171,5 +171,5 @@ def _clear(out: Path, *, overwrite: bool) -> None:
         raise UsageError(f"'{out}' already holds synthetic clips. Choose another folder, or pass --overwrite to replace them.")
     for kind in CLIP_TYPES:
         shutil.rmtree(out / kind, ignore_errors=True)
-    for name in (META_DATA, f".{META_DATA}.partial", MANIFEST):
-        (out / name).unlink(missing_ok=True)
+    for file in (out / META_DATA, *out.glob(f".{META_DATA}.*.partial"), out / MANIFEST):
+        file.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from dissonance.errors import require_extra
 from dissonance.model.head import Head
 from dissonance.model.matching import match
 from dissonance.model.network import AudioVisualNetwork
@@ -45,12 +44,11 @@ def forward(network: AudioVisualNetwork, batch: Batch, *, fused: bool, kernel: b
 def fused_features(head: Head, visual: Tensor, audio: Tensor, mask: Tensor, *, kernel: bool) -> Tensor:
     """g (pairs, T, H) of aligned v and a (pairs, T, D), by the model's own functions or by the Triton kernel with the same numbers and gradients.
 
-    The kernel computes in autocast's type where that is on. Raises EnvironmentMissingError where it is asked for and Triton is not installed.
+    The kernel computes in autocast's type where that is on.
     """
     if not kernel:
         fused: Tensor = head.fusion(visual, audio, match(visual, audio, mask, tau=head.tau, max_lag=head.max_lag))
         return fused
-    require_extra("gpu", "Training on a GPU", "triton")
     from dissonance.kernels.match_fuse import Options, match_fuse
     from dissonance.kernels.weights import FusionWeights
 

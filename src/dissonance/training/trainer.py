@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from dissonance.errors import CheckpointError, EnvironmentMissingError, OutputError, TrainingDivergedError, UsageError
+from dissonance.errors import CheckpointError, EnvironmentMissingError, OutputError, TrainingDivergedError, UsageError, require_extra
 from dissonance.model.checkpoint import save_checkpoint
 from dissonance.model.network import AudioVisualNetwork
 from dissonance.training.batches import Batch, Names, SampleLoader, batches
@@ -112,8 +112,10 @@ class Trainer:
         self._precision = (
             torch.bfloat16 if config.precision == "bfloat16" or (config.precision == "auto" and self._device.type == "cuda") else torch.float32
         )
-        if config.matching == "triton" and self._device.type == "cpu":
-            raise UsageError("matching 'triton' is for GPUs, and this run is on the CPU. Set matching: torch.")
+        if config.matching == "triton":
+            if self._device.type == "cpu":
+                raise UsageError("matching 'triton' is for GPUs, and this run is on the CPU. Set matching: torch.")
+            require_extra("gpu", "matching 'triton'", "triton")
         self._network = network.to(self._device)
         self._loss = MultiTaskLoss(config.loss, max_lag=network.config.head.max_lag).to(self._device)
         self._optimiser = make_optimiser(network, self._loss, config)
