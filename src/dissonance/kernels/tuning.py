@@ -19,6 +19,7 @@ import torch
 import triton
 
 from dissonance.errors import EnvironmentMissingError
+from dissonance.files import write_text
 from dissonance.kernels.tiling import Tiling
 
 
@@ -83,11 +84,10 @@ def tune(
     if not times:
         raise RuntimeError(f"no tiling of {key} runs on this GPU")
     best = min(times, key=times.__getitem__)
+    remembered.cache_clear()  # another process may have added to it
     choices = {**remembered(path), key: best}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({name: asdict(tiling) for name, tiling in sorted(choices.items())}, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps({name: asdict(tiling) for name, tiling in sorted(choices.items())}, indent=1))
     remembered.cache_clear()
     return best
 
