@@ -1,6 +1,8 @@
 """Ablations: what each row changes and nothing else, runs that share their clips, go on and fail alone, and the arithmetic of the tables."""
 
 import json
+import multiprocessing
+import os
 import re
 import shutil
 import sys
@@ -18,7 +20,7 @@ from dissonance.bundle import BundleSpec, CropSpec, MelSpec
 from dissonance.cli import main
 from dissonance.config import ModelConfig
 from dissonance.engine.runtime.torch_runtime import TorchRuntime
-from dissonance.errors import UsageError
+from dissonance.errors import EnvironmentMissingError, OutputError, UsageError
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import build_network
 from dissonance.training import ablations
@@ -366,6 +368,68 @@ def test_a_row_that_diverges_has_its_reason_and_the_others_go_on(
     assert any("no_attended_sound, seed 0, could not be trained" in line for line in console.lines)
     monkeypatch.setattr(ablations, "train", None)
     assert ablate(request, console=Console())["runs"] == document["runs"]
+
+
+# ------------------------------------------------------------------------------------------------------ several at once
+
+
+def reduced(made: Request, folder: Path, *, without: str) -> Request:
+    """A copy of ablations whose runs of one row were never made."""
+    shutil.copytree(made.out, folder / "out")
+    document = held(made)
+    document["runs"] = [run for run in document["runs"] if run["row"] != without]
+    (folder / "out" / "ablations.json").write_text(json.dumps(document))
+    for seed in range(2):
+        shutil.rmtree(folder / "out" / "runs" / f"{without}-{seed}")
+    return replace(made, out=folder / "out", resume=True, jobs=2)
+
+
+def test_runs_of_several_processes_are_those_of_one_and_interrupted_they_end_and_go_on(
+    made: tuple[Request, dict[str, Any], Console], tmp_path: Path
+) -> None:
+    request = replace(reduced(made[0], tmp_path, without="no_mismatches"), rows=("no_mismatches", "no_gamma"))
+
+    class Interrupts(Console):
+        def tell(self, line: str) -> None:
+            super().tell(line)
+            if line.startswith("run 5 of 6"):  # a third, while one of the first two is at work
+                raise KeyboardInterrupt
+
+    stopped = Interrupts()
+    with pytest.raises(KeyboardInterrupt):
+        ablate(request, console=stopped)
+    assert [line.partition(",")[0] for line in stopped.lines if line.startswith("run ")] == [
+        "run 3 of 6: no_gamma", "run 4 of 6: no_mismatches", "run 5 of 6: no_gamma",
+    ]  # fmt: skip
+    assert multiprocessing.active_children() == []
+    assert len(held(request)["runs"]) >= 3
+    document = ablate(request, console=Console())
+    assert document["command"].endswith("--seeds 2 --jobs 2 --row no_mismatches --row no_gamma")
+    assert [(run["row"], run["seed"], run["failed"]) for run in document["runs"]] == [
+        (row, seed, None) for row in ("default", "no_gamma", "no_mismatches") for seed in (0, 1)
+    ]
+    alone = {(run["row"], run["seed"]): run for run in made[1]["runs"]}
+    for run in document["runs"]:
+        if run["row"] == "no_mismatches":
+            assert run["losses"] == pytest.approx(alone[run["row"], run["seed"]]["losses"], rel=1e-3)  # with another number of threads
+
+
+def killed(_threads: int) -> None:
+    """What a process meets where memory runs out."""
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_or_cannot_write_is_an_error_with_its_remedy(
+    made: tuple[Request, dict[str, Any], Console], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = reduced(made[0], tmp_path, without="no_mismatches")
+    (request.out / "runs" / "no_mismatches-1").touch()
+    with pytest.raises(OutputError, match=r"no_mismatches-1.*Choose another folder"):
+        ablate(request, console=Console())
+    (request.out / "runs" / "no_mismatches-1").unlink()
+    monkeypatch.setattr(ablations, "_work_with", killed)
+    with pytest.raises(EnvironmentMissingError, match=r"was killed.*lower --jobs.*go on with --resume"):
+        ablate(request, console=Console())
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

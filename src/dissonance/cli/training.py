@@ -84,6 +84,9 @@ def ablate(
     row: Annotated[
         list[str] | None, typer.Option(help="A row of the table, all unless given; repeat it. The row default is always among them.", metavar="NAME")
     ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at once, in processes that share the cores; each takes a whole run's memory (demo: 3 GB).", metavar="N")
+    ] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the ablations in --out: what is finished is not done again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,7 +98,7 @@ def ablate(
     from dissonance.training.ablations import ablate as run
 
     with TrainProgress(stderr()) as progress:
-        document = run(Request(config, out, seeds, row or (), resume), console=progress)
+        document = run(Request(config, out, seeds, row or (), resume, jobs), console=progress)
     if as_json:
         print(json.dumps(document))
     else:

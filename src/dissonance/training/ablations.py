@@ -7,29 +7,35 @@ OUT/runs/<row>-<seed>/   what `dissonance train` leaves of each run, but for the
 """
 
 import json
+import multiprocessing
 import platform
 import shlex
+import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dissonance.config import ModelConfig, parse_config
-from dissonance.errors import ConfigError, OutputError, TrainingDivergedError, UsageError
+from dissonance.errors import ConfigError, EnvironmentMissingError, OutputError, TrainingDivergedError, UsageError
 from dissonance.files import write_text
 from dissonance.machine import available_cores, describe_machine
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import count_parameters
 from dissonance.training.ablation_report import DEFAULT, Run, as_document, figures, markdown
 from dissonance.training.augment import AugmentConfig
-from dissonance.training.cache import ClipCache, Outcome
+from dissonance.training.cache import Outcome
 from dissonance.training.config import TrainConfig
 from dissonance.training.losses import LossConfig, LossTerms
-from dissonance.training.material import find_clips
+from dissonance.training.material import Material, gather
 from dissonance.training.run import Console, load_train_config, train
 from dissonance.training.trainer import choose_device
 
@@ -65,19 +71,21 @@ FILE = "ablations.json"
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be run, as the command line says it. rows: names of ROWS, none for all; DEFAULT is always among them."""
+    """What is to be run, as the command line says it. rows: names of ROWS, none for all; DEFAULT is always among them. jobs: runs at once."""
 
     config: Path
     out: Path
     seeds: int = 3
     rows: Sequence[str] = ()
     resume: bool = False
+    jobs: int = 1
 
     @property
     def command(self) -> str:
         """The command line that makes the same."""
         chosen = [part for name in self.rows for part in ("--row", name)]
-        return shlex.join(["dissonance", "ablate", str(self.config), "-o", str(self.out), "--seeds", str(self.seeds), *chosen])
+        jobs = ["--jobs", str(self.jobs)] if self.jobs > 1 else []
+        return shlex.join(["dissonance", "ablate", str(self.config), "-o", str(self.out), "--seeds", str(self.seeds), *jobs, *chosen])
 
 
 def resolve_rows(base: TrainConfig, names: Sequence[str] = ()) -> tuple[dict[str, TrainConfig], dict[str, str]]:
@@ -136,7 +144,7 @@ def _effect(config: TrainConfig) -> dict[str, Any]:
 def ablate(request: Request, *, console: Console) -> dict[str, Any]:
     """Do every run that OUT does not hold yet, seed by seed, and write the tables after each. Returns what `ablations.json` says.
 
-    Raises UsageError, ConfigError, and what `run.train` raises; a row that diverges costs its own runs only.
+    Raises UsageError, ConfigError, EnvironmentMissingError, and what `run.train` raises; a row that diverges costs its own runs only.
     """
     base = load_train_config(request.config)
     rows, left_out = resolve_rows(base, request.rows)
@@ -145,20 +153,29 @@ def ablate(request: Request, *, console: Console) -> dict[str, Any]:
     choose_device(base.device)
     out = request.out.resolve()
     book = _Book(request, base, left_out, _finished_runs(out, base, resume=request.resume))
-    runner = _Runner(base, out, console)
-    todo = [(seed, name) for seed in range(base.seed, base.seed + request.seeds) for name in rows if (name, seed) not in book.done]
-    total, spent_s = len(book.done) + len(todo), 0.0
-    for number, (seed, name) in enumerate(todo):
-        left = f", {_duration(spent_s / number * (len(todo) - number))} to go" if number else ""
-        console.tell(f"run {len(book.done) + 1} of {total}: {name}, seed {seed}{left}")
-        started_s = time.monotonic()
-        run = runner.run(name, seed, rows[name])
-        spent_s += time.monotonic() - started_s
-        book.add(run)
-        if run.failed is not None:
-            console.tell(f"{name}, seed {seed}, could not be trained: {run.failed}")
-        for state in ("last.safetensors", "best.safetensors"):  # of 60 runs these would fill a disk; model.safetensors holds the best weights
-            (runner.folder(name, seed) / state).unlink(missing_ok=True)
+    material = gather(base, out, console=console)
+    if material.skipped:
+        console.tell(
+            f"left out: {', '.join(f'{count} {reason}' for reason, count in material.reasons().items())} (listed in each run's skipped.jsonl)"
+        )
+    todo = [(name, seed) for seed in range(base.seed, base.seed + request.seeds) for name in rows if (name, seed) not in book.done]
+    before, started_s = len(book.done), time.monotonic()
+
+    def begun() -> Iterator[tuple[str, int, TrainConfig]]:
+        for number, (name, seed) in enumerate(todo, 1):
+            finished = len(book.done) - before
+            left_s = (time.monotonic() - started_s) * (len(todo) - finished) / finished if finished else None
+            left = "" if left_s is None else f", {_duration(left_s)} to go"
+            console.tell(f"run {before + number} of {before + len(todo)}: {name}, seed {seed}{left}")
+            yield name, seed, rows[name]
+
+    with closing(_runs(begun(), material, out / "runs", console, jobs=min(request.jobs, len(todo)))) as runs:
+        for run in runs:
+            book.add(run)
+            if run.failed is not None:
+                console.tell(f"{run.row}, seed {run.seed}, could not be trained: {run.failed}")
+            for state in ("last.safetensors", "best.safetensors"):  # of 60 runs these would fill a disk; model.safetensors holds the best weights
+                (out / "runs" / f"{run.row}-{run.seed}" / state).unlink(missing_ok=True)
     return book.document
 
 
@@ -228,42 +245,59 @@ class _Book:
         write_text(self._out / "ablations.md", markdown(self.document))
 
 
-class _Runner:
-    """Does runs, all on the same clips."""
+def _runs(todo: Iterator[tuple[str, int, TrainConfig]], material: Material, folder: Path, console: Console, *, jobs: int) -> Generator[Run]:
+    """Do runs in `folder`, and yield each when it is finished: here, one after the other, or in `jobs` processes that share the cores.
 
-    def __init__(self, base: TrainConfig, out: Path, console: Console) -> None:
-        """Clips are drawn and cached where they are not yet."""
-        assert isinstance(base.model, ModelConfig)
-        self._clips_folder = out / "clips"
-        self._out, self._console = out, console
-        self._cache_folder = base.data.cache or out / "cache"
-        cores = available_cores()
-        clips, _ = find_clips(base.data, self._clips_folder, seed=base.seed, workers=cores, counted=console.counted)
-        ClipCache(self._cache_folder, model=base.model, scan=base.scan).build(clips, workers=cores, progress=console.caching)
+    Closing the iterator ends the processes; what they were at can be gone on with.
+    """
+    if jobs <= 1:
+        for name, seed, row in todo:
+            yield _run(name, seed, row, material, folder, _Steps(console))
+        return
+    threads = max(1, available_cores() // jobs)
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_work_with, initargs=(threads,))
+    running: set[Future[Run]] = {pool.submit(_run, *each, material, folder, _Unseen()) for each in islice(todo, jobs)}
+    try:
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+                running |= {pool.submit(_run, *each, material, folder, _Unseen()) for each in islice(todo, 1)}
+    except BrokenProcessPool as error:
+        raise EnvironmentMissingError(
+            "A run's process could not start, or was killed. If this happens again: lower --jobs, each takes the memory of a whole run; "
+            "then go on with --resume."
+        ) from error
+    finally:
+        if running:
+            for process in multiprocessing.active_children():
+                process.terminate()
+        pool.shutdown(cancel_futures=True)
 
-    def folder(self, name: str, seed: int) -> Path:
-        """Of one run."""
-        return self._out / "runs" / f"{name}-{seed}"
 
-    def run(self, name: str, seed: int, row: TrainConfig) -> Run:
-        """Train, and measure the best weights on validation clips that did not select them. One that was interrupted is gone on with."""
-        config = row.model_copy(update={"seed": seed, "data": row.data.model_copy(update={"cache": self._cache_folder})})
-        folder = self.folder(name, seed)
-        resume = (folder / "config.json").is_file()
-        started_s = time.monotonic()
-        try:
-            result = train(config, folder, resume=resume, overwrite=False, console=_Steps(self._console), clips_folder=self._clips_folder)
-            seconds = time.monotonic() - started_s
-            network = load_checkpoint(result.checkpoint).network
-        except (TrainingDivergedError, FloatingPointError) as error:
-            return Run(name, seed, failed=str(error))
-        cost = {
-            "seconds": None if resume else seconds,  # a part of them would say nothing
-            "steps": result.steps,
-            "best_step": result.best_step,
-            "trainable_parameters": count_parameters(network)["trainable"],
-        }
-        return Run(name, seed, figures=figures(result.held_out), losses=_last_losses(folder / "log.jsonl"), cost=cost)
+def _work_with(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal, and the first one ends the others
+    torch.set_num_threads(threads)
+
+
+def _run(name: str, seed: int, row: TrainConfig, material: Material, runs: Path, console: Console) -> Run:
+    """Train, and measure the best weights on validation clips that did not select them. One that was interrupted is gone on with."""
+    config, folder = row.model_copy(update={"seed": seed}), runs / f"{name}-{seed}"
+    resume = (folder / "config.json").is_file()
+    started_s = time.monotonic()
+    try:
+        result = train(config, folder, resume=resume, overwrite=False, console=console, material=material)
+        seconds = time.monotonic() - started_s
+        network = load_checkpoint(result.checkpoint).network
+    except (TrainingDivergedError, FloatingPointError) as error:
+        return Run(name, seed, failed=str(error))
+    cost = {
+        "seconds": None if resume else seconds,  # a part of them would say nothing
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "trainable_parameters": count_parameters(network)["trainable"],
+    }
+    return Run(name, seed, figures=figures(result.held_out), losses=_last_losses(folder / "log.jsonl"), cost=cost)
 
 
 def _last_losses(log: Path) -> dict[str, float]:
@@ -272,11 +306,8 @@ def _last_losses(log: Path) -> dict[str, float]:
     return {field.name: last[field.name] for field in fields(LossTerms)}
 
 
-class _Steps:
-    """Passes a run's steps on, without what every run on the same clips says again."""
-
-    def __init__(self, console: Console) -> None:
-        self.training, self.step, self.validated = console.training, console.step, console.validated
+class _Unseen:
+    """Shows nothing: of runs that are at work at once, each is told when it begins."""
 
     def tell(self, line: str) -> None:
         pass
@@ -284,12 +315,24 @@ class _Steps:
     def caching(self, done: int, total: int, uri: str, outcome: Outcome) -> None:
         pass
 
-    def counted(self, what: str, total: int, items: Iterable[Any], /) -> Iterator[Any]:
-        return _unseen(what, total, items)
+    def counted(self, _what: str, _total: int, items: Iterable[Any], /) -> Iterator[Any]:
+        return iter(items)
+
+    def training(self, *, first_step: int, steps: int) -> None:
+        pass
+
+    def step(self, step: int, *, loss: float) -> None:
+        pass
+
+    def validated(self, step: int, figures: dict[str, float | None], *, best: bool) -> None:
+        pass
 
 
-def _unseen(_what: str, _total: int, items: Iterable[Any], /) -> Iterator[Any]:
-    return iter(items)
+class _Steps(_Unseen):
+    """Shows a run's steps, without what every run on the same clips says again."""
+
+    def __init__(self, console: Console) -> None:
+        self.training, self.step, self.validated = console.training, console.step, console.validated  # type: ignore[method-assign]
 
 
 def _machine() -> str:

@@ -1,13 +1,19 @@
-"""The clips of a run: of a data set, or drawn for it."""
+"""The clips of a run: of a data set, or drawn for it; cached."""
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from dissonance.config import ModelConfig
+from dissonance.errors import UsageError
+from dissonance.machine import available_cores
 from dissonance.synth.dataset import MANIFEST, generate
-from dissonance.training.config import DataConfig, SyntheticConfig
+from dissonance.training.cache import ClipCache, Outcome
+from dissonance.training.cached_clip import CachedClip
+from dissonance.training.config import DataConfig, SyntheticConfig, TrainConfig
 from dissonance.training.datasets import open_dataset
 from dissonance.training.fakeavceleb import META_DATA, read_fakeavceleb
 from dissonance.training.labels import Clip, Skipped, Split
@@ -18,6 +24,56 @@ class Counted(Protocol):
     """Passes items on, and shows how many of how many have come."""
 
     def __call__(self, what: str, total: int, items: Iterable[Any], /) -> Iterator[Any]: ...
+
+
+class Preparing(Protocol):
+    """Is told how clips are drawn and cached."""
+
+    def counted(self, what: str, total: int, items: Iterable[Any], /) -> Iterator[Any]: ...
+    def caching(self, done: int, total: int, uri: str, outcome: Outcome) -> None: ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run trains on and is validated with, or several runs. entries: each clip's key in the cache, by its uri."""
+
+    clips: tuple[Clip, ...]
+    skipped: tuple[Skipped, ...]
+    cache: ClipCache
+    entries: Mapping[str, str]
+
+    def open(self, uri: str) -> CachedClip:
+        """One of the clips."""
+        return self.cache.open(self.entries[uri])
+
+    def reasons(self) -> dict[str, int]:
+        """How many clips were left out for what."""
+        return dict(sorted(Counter(each.reason for each in self.skipped).items()))
+
+    def check(self) -> None:
+        """Raise UsageError where there are no clips to train on or to validate with, or where those of two splits share a person or hold the same."""
+        check_splits(self.clips, needed=("train", "validation"))
+        seen: dict[str, Clip] = {}
+        for clip in self.clips:
+            other = seen.setdefault(self.entries[clip.uri], clip)
+            if other.split != clip.split:
+                raise UsageError(
+                    f"'{other.uri}' ({other.split}) and '{clip.uri}' ({clip.split}) have the same content: what is learnt from the one would pass "
+                    "for skill on the other. Put both in one split, or remove one."
+                )
+
+
+def gather(config: TrainConfig, folder: Path, *, console: Preparing) -> Material:
+    """Find or draw the clips, and cache those that are not yet: in `folder`/clips and `folder`/cache, or where the configuration says.
+
+    Raises UsageError, ConfigError, EnvironmentMissingError or OutputError.
+    """
+    assert isinstance(config.model, ModelConfig)  # resolved
+    clips, skipped = find_clips(config.data, folder / "clips", seed=config.seed, workers=available_cores(), counted=console.counted)
+    cache = ClipCache(config.data.cache or folder / "cache", model=config.model, scan=config.scan)
+    report = cache.build(clips, workers=available_cores(), progress=console.caching)
+    cached = [clip for clip in clips if clip.uri in report.entries]
+    return Material(tuple(cached), (*skipped, *report.skipped), cache, report.entries)
 
 
 def find_clips(data: DataConfig, folder: Path, *, seed: int, workers: int, counted: Counted) -> tuple[list[Clip], list[Skipped]]:

@@ -16,8 +16,7 @@ import ctypes
 import json
 import platform
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,33 +27,28 @@ from dissonance.config import ModelConfig, load_config, load_preset, parse_confi
 from dissonance.errors import OutputError, UsageError
 from dissonance.files import write_text
 from dissonance.locks import held
-from dissonance.machine import available_cores
 from dissonance.model.backbone import load_backbones
 from dissonance.model.checkpoint import load_checkpoint, save_checkpoint
 from dissonance.model.network import build_network, parameter_table
 from dissonance.training.batches import SampleLoader, fingerprint
-from dissonance.training.cache import ClipCache, Outcome
-from dissonance.training.cached_clip import CachedClip
 from dissonance.training.calibration import Calibration
 from dissonance.training.config import TrainConfig
 from dissonance.training.judge import ClipJudge, calibrate_cases, halve
 from dissonance.training.labels import Clip
-from dissonance.training.material import find_clips, trained_on
+from dissonance.training.material import Material, Preparing, gather, trained_on
 from dissonance.training.metrics import as_json
 from dissonance.training.scoring import ClipScore
-from dissonance.training.splits import check_splits, of_split
+from dissonance.training.splits import of_split
 from dissonance.training.trainer import Report, Trainer, choose_device
 
 CHECKPOINT = "model.safetensors"
 _CONFIG, _LOCK = "config.json", "run.lock"
 
 
-class Console(Report, Protocol):
+class Console(Report, Preparing, Protocol):
     """Is told how a run goes, part by part."""
 
     def tell(self, line: str) -> None: ...
-    def counted(self, what: str, total: int, items: Iterable[Any], /) -> Iterator[Any]: ...
-    def caching(self, done: int, total: int, uri: str, outcome: Outcome) -> None: ...
     def training(self, *, first_step: int, steps: int) -> None: ...
 
 
@@ -86,8 +80,8 @@ def load_train_config(path: Path) -> TrainConfig:
     return parse_config(TrainConfig, {**config.model_dump(), "model": load_preset(config.model)}, origin=f"'{path}'")
 
 
-def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, console: Console, clips_folder: Path | None = None) -> RunResult:
-    """Do a run. `clips_folder` is for synthetic clips that several runs share; None: inside OUT. Interrupted, a run can be resumed.
+def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, console: Console, material: Material | None = None) -> RunResult:
+    """Do a run. `material` is for clips that several runs share; None: its own, inside OUT. Interrupted, a run can be resumed.
 
     Raises UsageError, ConfigError, CheckpointError, EnvironmentMissingError or OutputError.
     """
@@ -97,23 +91,17 @@ def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, cons
     _make(out, resume=resume)
     with held(out / _LOCK, taken=f"Another run is at work in '{out}'. Wait for it to end, or choose another folder."):
         _prepare(out, config, resume=resume, overwrite=overwrite)
-        return _train(config, out, resume=resume, console=console, clips_folder=clips_folder)
+        _keep_freed_memory()
+        return _train(config, out, resume=resume, console=console, material=material or gather(config, out, console=console))
 
 
-def _train(config: TrainConfig, out: Path, *, resume: bool, console: Console, clips_folder: Path | None) -> RunResult:
+def _train(config: TrainConfig, out: Path, *, resume: bool, console: Console, material: Material) -> RunResult:
     assert isinstance(config.model, ModelConfig)
-    _keep_freed_memory()
-    clips, skipped = find_clips(config.data, clips_folder or out / "clips", seed=config.seed, workers=available_cores(), counted=console.counted)
-    cache = ClipCache(config.data.cache or out / "cache", model=config.model, scan=config.scan)
-    report = cache.build(clips, workers=available_cores(), progress=console.caching)
-    skipped = [*skipped, *report.skipped]
-    _write_lines(out / "skipped.jsonl", [vars(each) for each in skipped])
-    reasons = dict(Counter(each.reason for each in skipped))
+    clips, reasons = material.clips, material.reasons()
+    _write_lines(out / "skipped.jsonl", [vars(each) for each in material.skipped])
     if reasons:
-        console.tell(f"left out: {', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))} (listed in skipped.jsonl)")
-    clips = [clip for clip in clips if clip.uri in report.entries]
-    check_splits(clips, needed=("train", "validation"))
-    _check_contents(clips, report.entries)
+        console.tell(f"left out: {', '.join(f'{count} {reason}' for reason, count in reasons.items())} (listed in skipped.jsonl)")
+    material.check()
 
     name = trained_on(config.data, of_split(clips, "train"))
     selection, calibration_clips = halve(of_split(clips, "validation"), seed=config.seed)
@@ -127,16 +115,13 @@ def _train(config: TrainConfig, out: Path, *, resume: bool, console: Console, cl
         console.tell(f"no pretrained backbone for {' and '.join(scratch)}: all of it is trained, from random weights")
     console.tell(parameter_table(network))
 
-    def open_clip(uri: str) -> CachedClip:
-        return cache.open(report.entries[uri])
-
-    judge = ClipJudge(config, open_clip)
+    judge = ClipJudge(config, material.open)
     trainer = Trainer(
         config,
         network,
         clips=of_split(clips, "train"),
         loader=SampleLoader(
-            open_clip,
+            material.open,
             model=config.model,
             speech=config.scan.speech,
             batch=config.batch,
@@ -145,7 +130,7 @@ def _train(config: TrainConfig, out: Path, *, resume: bool, console: Console, cl
         ),
         validation=lambda network: judge.figures(network, selection[: config.validation_clips]),
         folder=out,
-        data=fingerprint(clips, report.entries),
+        data=fingerprint(clips, material.entries),
         trained_on=name,
     )
     if resume and trainer.state_file.is_file():
@@ -173,18 +158,6 @@ def _train(config: TrainConfig, out: Path, *, resume: bool, console: Console, cl
     )
     write_text(out / "summary.json", json.dumps(result.as_json(), indent=1) + "\n")
     return result
-
-
-def _check_contents(clips: Iterable[Clip], entries: Mapping[str, str]) -> None:
-    """Raise UsageError where clips of two splits hold the same."""
-    seen: dict[str, Clip] = {}
-    for clip in clips:
-        other = seen.setdefault(entries[clip.uri], clip)
-        if other.split != clip.split:
-            raise UsageError(
-                f"'{other.uri}' ({other.split}) and '{clip.uri}' ({clip.split}) have the same content: what is learnt from the one would pass "
-                "for skill on the other. Put both in one split, or remove one."
-            )
 
 
 def _make(out: Path, *, resume: bool) -> None:
