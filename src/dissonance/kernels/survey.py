@@ -1,6 +1,7 @@
 """What every kernel takes of every kind of GPU, compiled ahead of time with the default tilings: `python -m dissonance.kernels.survey`.
 
-Prints JSON, one kernel, type and GPU a line. Sizes are the presets' (D 256, H 256, max_lag 8), also the largest that the defaults are made for.
+Prints JSON, one kernel, type and GPU a line. Sizes are the presets', also the largest that the defaults are made
+for: D 256, H 256, max_lag 8, crops of 224 pixels.
 Runs in a process of its own wherever kernels are interpreted in the caller's.
 """
 
@@ -13,12 +14,13 @@ from typing import Any
 
 import torch
 
-from dissonance.kernels import match_fuse, match_fuse_backward
+from dissonance.kernels import crop_resize_normalize, match_fuse, match_fuse_backward
+from dissonance.kernels.crop_resize_normalize import CropTiling
 from dissonance.kernels.resources import SHARED_LIMITS, Resources, compile_for
 from dissonance.kernels.tiling import Tiling
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-DIM, OUTPUTS, MAX_LAG = 256, 256, 8
+DIM, OUTPUTS, MAX_LAG, SIDE_PX = 256, 256, 8, 224
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def survey(
 
 def _kernels(
     dtype: str, capability: tuple[int, int], dim: int, outputs: int
-) -> Iterator[tuple[str, Any, dict[str, str], dict[str, object], Tiling | None]]:
+) -> Iterator[tuple[str, Any, dict[str, str], dict[str, object], Tiling | CropTiling | None]]:
     """Name, function, types, constants and tiling (None where there are no products) of every kernel."""
     tiling = Tiling.default(capability, dtype=TYPES[dtype], dim=dim, outputs=outputs)
     for name, tiles, write_z, write_s in (
@@ -71,6 +73,8 @@ def _kernels(
         yield name, match_fuse_backward._match_backward_kernel, types, {**backward, "OF_SOUND": of_sound, "PRECISION": "tf32x3"}, tiling
     lag: dict[str, object] = {"MAX_LAG": MAX_LAG, "LAGS": match_fuse.padded_lags(MAX_LAG), "BLOCK": match_fuse.LAG_BLOCK}
     yield "lag", match_fuse._lag_kernel, match_fuse.LAG_ARGUMENT_TYPES, lag, None
+    crop: dict[str, object] = {**crop_resize_normalize.crop_constants(CropTiling(), size_px=SIDE_PX)}
+    yield "crop", crop_resize_normalize._crop_kernel, crop_resize_normalize.crop_argument_types(dtype), crop, CropTiling()
 
 
 def main(arguments: list[str]) -> None:
