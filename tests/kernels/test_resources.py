@@ -27,7 +27,11 @@ def run_survey(*arguments: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def surveyed() -> list[dict[str, Any]]:
-    return [*run_survey("--types", "fp16", "--targets", *TARGETS), *run_survey("--types", "fp32", "--targets", "9.0", "--only", "match_fuse")]
+    return [
+        *run_survey("--types", "fp16", "--targets", *TARGETS),
+        *run_survey("--types", "fp32", "--targets", "9.0", "--only", "match_fuse"),
+        *run_survey("--types", "fp32", "--targets", *TARGETS, "--only", "mel"),
+    ]
 
 
 def test_nothing_spills_and_everything_fits(surveyed: list[dict[str, Any]]) -> None:
@@ -61,10 +65,14 @@ def test_the_forward_kernel_has_exactly_the_matrix_instructions_of_its_products(
             assert (counts["HMMA"], counts["HGMMA"]) == (expected, 0)
 
 
-def test_float32_runs_on_matrix_units_too(surveyed: list[dict[str, Any]]) -> None:
-    found = [row["resources"]["instructions"] for row in surveyed if row["dtype"] == "fp32" and row["products"]]
-    assert found
-    assert all(counts["HMMA"] + counts["HGMMA"] > 0 for counts in found)
+def test_every_product_runs_on_matrix_units(surveyed: list[dict[str, Any]]) -> None:
+    """float32 too."""
+    found = {(row["kernel"], row["dtype"], row["capability"]): row["resources"]["instructions"] for row in surveyed if row["products"]}
+    assert {
+        ("match_fuse", "fp32", "9.0"),
+        *((name, dtype, target) for name, dtype in (("crop", "fp16"), ("mel", "fp32")) for target in TARGETS),
+    } <= set(found)
+    assert all(counts["HMMA"] + counts["HGMMA"] > 0 for counts in found.values())
 
 
 @pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="kernels are not interpreted where there is a GPU")
