@@ -15,9 +15,21 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench._rows import Row, at_most, measured, tell
-from dissonance.kernels.costs import H100, Problem, bound_s, device_bytes, executed_operations, l2_bytes, operations
+from dissonance.kernels.costs import (
+    H100,
+    Problem,
+    bound_s,
+    crop_bytes,
+    crop_operations,
+    device_bytes,
+    executed_operations,
+    l2_bytes,
+    mel_bytes,
+    operations,
+)
+from dissonance.kernels.crop_resize_normalize import CropTiling
 from dissonance.kernels.resources import SHARED_LIMITS
-from dissonance.kernels.survey import survey
+from dissonance.kernels.survey import SIDE_PX, survey
 from dissonance.kernels.tiling import Tiling
 from dissonance.model.matching import fuse, match
 
@@ -27,7 +39,7 @@ PROBLEM = Problem(frames=32, dim=256, outputs=256, max_lag=8)
 
 def run() -> list[Row]:
     """About two minutes on two cores."""
-    return [*resources(), *costs()]
+    return [*resources(), *costs(), *costs_around()]
 
 
 def resources() -> list[Row]:
@@ -65,6 +77,22 @@ def costs() -> list[Row]:
         measured("plain PyTorch's bound on an H100: ns a window", plain_bound * 1e9, "the same"),
         measured("match_fuse: KB a window asked of the L2 cache", l2_bytes(PROBLEM, tiling) / 1e3, "the default tiling for 9.0"),
     ]
+
+
+def costs_around() -> list[Row]:
+    """Of a crop and of a frame of mel."""
+    rows = []
+    for side in (200.0, 400.0):
+        moved, computed = crop_bytes((side, side), SIDE_PX), crop_operations((side, side), SIDE_PX, CropTiling())
+        limits = f"memory {moved / H100.bytes_per_s * 1e9:.0f}, products {computed / H100.flops_per_s * 1e9:.0f}; nothing has been timed"
+        size = f"a face of {side:.0f} pixels to {SIDE_PX}, 16 bits"
+        rows.append(measured(f"crop of {side:.0f} px: KB through device memory", moved / 1e3, size))
+        rows.append(measured(f"crop of {side:.0f} px: MFLOP, executed", computed / 1e6, "both passes, weights in two parts"))
+        rows.append(
+            measured(f"crop of {side:.0f} px: bound on an H100, ns", max(moved / H100.bytes_per_s, computed / H100.flops_per_s) * 1e9, limits)
+        )
+    rows.append(measured("log_mel: bound on an H100, ns a second of sound", 100 * mel_bytes(80) / H100.bytes_per_s * 1e9, "80 bins; memory"))
+    return rows
 
 
 class _Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -6,11 +6,24 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dissonance.kernels.costs import H100, Problem, bound_s, device_bytes, executed_operations, l2_bytes, operations
+from dissonance.kernels.costs import (
+    H100,
+    Problem,
+    bound_s,
+    crop_bytes,
+    crop_operations,
+    device_bytes,
+    executed_operations,
+    l2_bytes,
+    mel_bytes,
+    operations,
+)
+from dissonance.kernels.crop_resize_normalize import CropTiling, crop_resize_normalize
+from dissonance.kernels.log_mel import log_mel
 from dissonance.kernels.match_fuse import Options, launch_forward, match_fuse_reference
 from dissonance.kernels.tiling import Tiling
 from dissonance.kernels.weights import FusionWeights
-from tests.kernels.cases import make_case, packed
+from tests.kernels.cases import DEVICE, make_case, packed
 
 BASE = Problem(frames=32, dim=256, outputs=256, max_lag=8)
 
@@ -46,3 +59,17 @@ def test_a_larger_tile_asks_less_of_the_cache() -> None:
     tiling = Tiling.default((9, 0), dtype=torch.bfloat16, dim=256, outputs=256)
     assert l2_bytes(BASE, replace(tiling, block_m=64)) > l2_bytes(BASE, tiling) > l2_bytes(BASE, replace(tiling, block_h=128))
     assert executed_operations(BASE, replace(tiling, block_u=256, block_m=32)) == operations(BASE)  # a tile of one window, one sweep
+
+
+def test_a_crop_moves_its_pixels_and_its_result_and_its_products_are_counted_as_executed() -> None:
+    frames, boxes = torch.zeros(1, 80, 80, 3, dtype=torch.uint8), torch.tensor([[0.0, 0.0, 80.0, 80.0]])
+    out = crop_resize_normalize(frames.to(DEVICE), boxes.to(DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE), size_px=16)
+    assert crop_bytes((80, 80), 16) == frames.numel() + out.numel() * out.element_size()
+    tiling = CropTiling(block_y=16, block_x=16, block_i=16, block_j=32)
+    rows, columns = 96, 96  # 16 outputs of 5 pixels and 5 on either side are 90, in blocks of 16 and of 32
+    assert crop_operations((80, 80), 16, tiling) == 2 * 2 * 3 * (rows * columns * 16 + 16 * rows * 16)
+
+
+def test_a_frame_of_mel_moves_its_samples_and_its_bins() -> None:
+    sound = torch.zeros(16000, device=DEVICE)
+    assert 100 * mel_bytes(80) == 4 * (sound.numel() + log_mel(sound, bins=80).numel())

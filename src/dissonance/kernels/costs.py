@@ -1,6 +1,6 @@
-"""What `match_fuse` must move and compute, in closed form, and how long that takes a GPU at least.
+"""What the kernels must move and compute, in closed form, and how long that takes a GPU at least.
 
-Per window of T frames, D columns, H outputs, L = max_lag, e bytes a number, K tracks to a sound:
+`match_fuse`, per window of T frames, D columns, H outputs, L = max_lag, e bytes a number, K tracks to a sound:
 
     device memory = e (T D (2 + 1/K) + T H) + T (12 + 8 (2L + 1) + 9) + 8 (2L + 1) + 8:
                     v, a and g once, u written; m, pi, the row's sum; the band written and read; window, sound row and mask of a row; c, n, best lag
@@ -9,10 +9,16 @@ Per window of T frames, D columns, H outputs, L = max_lag, e bytes a number, K t
 
 W is read from device memory once a launch, so it vanishes per window. The bound is max(bytes / bandwidth, operations / peak) (Williams et al.,
 Roofline, 2009).
+
+`crop_resize_normalize`, per crop: the box's pixels once, 3 bytes each, and 3 S^2 numbers out; and the products of both passes, as executed.
+`log_mel`, per frame: 160 samples in and the log-mel of all bins out, if what cuFFT reads and writes in between stayed in the cache.
 """
 
+import math
 from dataclasses import dataclass
 
+from dissonance.engine.media.log_mel import HOP_LENGTH
+from dissonance.kernels.crop_resize_normalize import CropTiling
 from dissonance.kernels.tiling import Tiling
 
 
@@ -81,3 +87,27 @@ def l2_bytes(problem: Problem, tiling: Tiling) -> float:
 def bound_s(problem: Problem, gpu: Gpu) -> float:
     """Seconds that a window takes at least."""
     return max(device_bytes(problem) / gpu.bytes_per_s, operations(problem) / gpu.flops_per_s)
+
+
+def crop_bytes(box_px: tuple[float, float], size_px: int, *, element_bytes: int = 2) -> float:
+    """Bytes that a crop must move through device memory; `box_px` is the box's width and height."""
+    return 3 * box_px[0] * box_px[1] + 3 * size_px**2 * element_bytes
+
+
+def crop_operations(box_px: tuple[float, float], size_px: int, tiling: CropTiling) -> float:
+    """Operations of a crop's products as the kernel executes them: both passes twice, for the two parts of a weight, on whole blocks of pixels.
+
+    The pixels under a tile's filter are taken to be its outputs and the filter's width on either side, and blocks to begin where they do.
+    """
+    tiles = -(-size_px // tiling.block_y) * -(-size_px // tiling.block_x)
+    blocks = []
+    for side, outputs, block in ((box_px[1], tiling.block_y, tiling.block_i), (box_px[0], tiling.block_x, tiling.block_j)):
+        scale = side / size_px
+        blocks.append(math.ceil((outputs * scale + 2 * max(scale, 1.0)) / block))
+    rows, columns = blocks[0] * tiling.block_i, blocks[1] * tiling.block_j
+    return 2 * 3 * 2 * tiles * (rows * columns * tiling.block_x + tiling.block_y * rows * tiling.block_x)
+
+
+def mel_bytes(bins: int) -> float:
+    """Bytes of a frame of log-mel: its samples and its bins in float32."""
+    return 4.0 * (HOP_LENGTH + bins)
