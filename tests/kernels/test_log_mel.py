@@ -8,8 +8,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from dissonance.engine.media import log_mel as on_cpu
+from dissonance.engine.media.log_mel import LogMelStream, normalise
 from dissonance.kernels.log_mel import log_mel, mel_windows
+from dissonance.mel import SILENCE
 from tests.kernels.cases import DEVICE
 
 HOP, HALF = 160, 200
@@ -33,7 +34,7 @@ def windows_of(frames: torch.Tensor, first: list[int], length: list[int], **opti
 
 def stream(sound: NDArray[np.float32], bins: int = 80) -> NDArray[np.float32]:
     """(frames, bins) of the CPU's stream."""
-    cpu = on_cpu.LogMelStream(bins)
+    cpu = LogMelStream(bins)
     return np.concatenate([cpu.push(sound), cpu.finish()])
 
 
@@ -76,12 +77,12 @@ def test_windows_are_normalised_each_over_its_own_frames(dtype: torch.dtype) -> 
     assert found.dtype == dtype
     whole = frames.cpu().numpy()
     for begin, count, window in zip(first, length, found, strict=True):
-        own = np.full((count, 80), on_cpu.SILENCE, np.float32)
+        own = np.full((count, 80), SILENCE, np.float32)
         for t in range(count):
             if 0 <= begin + t < len(whole):
                 own[t] = whole[begin + t]
         expected = np.zeros((80, size), np.float32)
-        expected[:, :count] = on_cpu.normalise(own).T
+        expected[:, :count] = normalise(own).T
         np.testing.assert_allclose(window.float().numpy(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
@@ -97,7 +98,7 @@ def test_sound_that_is_no_number_stays_so_and_spoils_no_other_window() -> None:
 def test_no_windows_and_silence() -> None:
     assert windows_of(raw(np.zeros(4000, np.float32)), [], [], size=8).shape == (0, 80, 8)
     silence = windows_of(raw(np.zeros(4000, np.float32)), [0], [8], size=8)
-    torch.testing.assert_close(silence, torch.full((1, 80, 8), (on_cpu.SILENCE + 4.0) / 4.0))
+    torch.testing.assert_close(silence, torch.full((1, 80, 8), (SILENCE + 4.0) / 4.0))
 
 
 def test_what_does_not_fit_is_refused() -> None:

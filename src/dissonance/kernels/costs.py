@@ -17,9 +17,9 @@ Roofline, 2009).
 import math
 from dataclasses import dataclass
 
-from dissonance.engine.media.log_mel import HOP_LENGTH
 from dissonance.kernels.crop_resize_normalize import CropTiling
 from dissonance.kernels.tiling import Tiling
+from dissonance.mel import HOP_LENGTH
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whisper's log-mel on the GPU: what `engine.media.log_mel` does on a CPU, whose constants and filters it takes.
+"""Whisper's log-mel on the GPU: what `engine.media.log_mel` does on a CPU.
 
 The short-time transform is cuFFT's, by `torch.fft.rfft` on frames of the continuous sound. One kernel then makes raw log-mel of the spectrum: power,
 the product with the filter bank on matrix units, floor and logarithm, so that power is never stored. Another cuts windows out of it, wherever they
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dissonance.engine.media.log_mel import FLOOR, HOP_LENGTH, N_FFT, SILENCE, mel_filters
+from dissonance.mel import FLOOR, HOP_LENGTH, N_FFT, SILENCE, mel_filters
 
 FREQUENCIES = N_FFT // 2 + 1
 BLOCK_F, BLOCK_K, BLOCK_T, WARPS, STAGES = 32, 16, 32, 4, 2  # not chosen by timing; no register is spilled

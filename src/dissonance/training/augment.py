@@ -17,7 +17,8 @@ from pydantic import Field
 
 from dissonance.config import Fraction01, Frozen
 from dissonance.engine.media.clip import MEL_FRAMES
-from dissonance.engine.media.log_mel import N_FFT, SAMPLE_RATE_HZ, SILENCE, mel_filters, normalise
+from dissonance.engine.media.log_mel import normalise
+from dissonance.mel import N_FFT, SAMPLE_RATE_HZ, SILENCE, mel_filters
 
 _RANGE = 8.0  # log10 units that `normalise` keeps under the peak
 _RANGE_DB = 10 * _RANGE

@@ -18,9 +18,10 @@ from safetensors.numpy import save_file
 
 from dissonance.config import ModelConfig, SpeechConfig
 from dissonance.engine.media.clip import MEL_FRAMES
-from dissonance.engine.media.log_mel import SILENCE, normalise
+from dissonance.engine.media.log_mel import normalise
 from dissonance.engine.media.windows import window_starts
 from dissonance.errors import UsageError
+from dissonance.mel import SILENCE
 
 FORMAT = 1  # of an entry's file
 

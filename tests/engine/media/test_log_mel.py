@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dissonance.engine.media.log_mel import LogMelStream, mel_filters, normalise
+from dissonance.engine.media.log_mel import LogMelStream, normalise
+from dissonance.mel import mel_filters
 
 transformers = pytest.importorskip("transformers")
 

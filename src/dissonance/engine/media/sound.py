@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from dissonance.bundle import MelSpec
 from dissonance.config import SpeechConfig
-from dissonance.engine.media.log_mel import SAMPLE_RATE_HZ, SILENCE, LogMelStream, normalise
+from dissonance.engine.media.log_mel import LogMelStream, normalise
 from dissonance.engine.media.speech import SpeechActivity
+from dissonance.mel import SAMPLE_RATE_HZ, SILENCE
 
 MEL_FRAMES = 4  # a video frame
 _PULL_SAMPLES = SAMPLE_RATE_HZ  # analysed together
