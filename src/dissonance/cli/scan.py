@@ -68,7 +68,9 @@ def scan(
     config: Annotated[Path | None, typer.Option(help="A scan config in YAML; configs/scan/default.yaml lists every key.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where inference runs.")] = "auto",
     decoder: Annotated[Literal["auto", "pyav"], typer.Option(help="What decodes video.")] = "auto",
-    runtime: Annotated[Literal["auto", "onnxruntime"], typer.Option(help="What runs the network.")] = "auto",
+    runtime: Annotated[
+        Literal["auto", "onnxruntime", "torch"], typer.Option(help="What runs the network; auto: onnxruntime. torch reads the bundle's weights.")
+    ] = "auto",
     precision: Annotated[
         Precision, typer.Option(help="Of the encoders, one that the bundle has. int8 is for CPUs; fp8 and int8-qdq are for TensorRT, and slow here.")
     ] = "float32",
@@ -95,14 +97,14 @@ def scan(
     from dissonance.engine.runtime import open_runtime
     from dissonance.engine.scan.pipeline import Scan
 
-    del decoder, runtime  # one of each so far: auto
+    del decoder  # one so far: auto
     tolerated = _tolerated_failures(max_failures)
     execution = {"workers": workers, "threads": threads, "batch_frames": batch_frames, "batch_windows": batch_windows}
     settings = scan_config(config, detector=detector, yunet_model=yunet_model, boxes=boxes, execution=execution)
     opened = open_bundle(bundle)
     console = stderr()
     _warn(console, opened, settings)
-    loaded = open_runtime(opened, device=device, precision=precision, threads=settings.execution.threads)
+    loaded = open_runtime(opened, name=runtime, device=device, precision=precision, threads=settings.execution.threads)
     with ScanProgress(console) as progress:
         job = Scan(
             sources,

@@ -38,7 +38,7 @@ def test_it_says_what_onnx_runtime_says() -> None:
 
 def test_bfloat16_is_near_and_still_float32_outside() -> None:
     network = load_checkpoint(BUNDLE.path / "weights.safetensors").network
-    full, half = everything(TorchRuntime(network)), everything(TorchRuntime(network, precision="bfloat16"))
+    full, half = everything(TorchRuntime(network)), everything(TorchRuntime(network, precision="bf16"))
     for name in ("frames", "sound", "matched", "logit_fused"):
         assert half[name].dtype == np.float32
         error = np.linalg.norm(half[name] - full[name]) / np.linalg.norm(full[name])

@@ -52,6 +52,14 @@ def test_scores_do_not_depend_on_how_the_work_is_laid_out(
     assert_same_rows(by_uri(tmp_path / "out"), reference)
 
 
+def test_the_torch_runtime_gives_the_same_rows(clips: list[Path], reference: Rows, tmp_path: Path) -> None:
+    run_scan(clips, tmp_path / "out", runtime="torch")
+    found = by_uri(tmp_path / "out")
+    assert_same_rows(found, reference)
+    assert {row["runtime"] for row in found.values()} == {"torch"}
+    assert {row["runtime"] for row in reference.values()} == {"onnxruntime-cpu"}
+
+
 def test_the_three_tables_agree_in_both_formats(clips: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_scan(clips[-2:], out)

@@ -1,57 +1,89 @@
-"""The torch network itself as a runtime: what a network scores while it is being trained, before anything is exported."""
+"""The torch network itself as a runtime: what a network scores while it is being trained, and a GPU path that needs nothing but torch.
+
+On a GPU `open_torch_runtime` runs the encoders and the head as CUDA graphs, one for each batch size in powers of two: one launch a batch instead of
+hundreds. No GPU has run that yet.
+"""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dissonance.bundle import Precision
+from dissonance.bundle import Bundle, Precision
 from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
+from dissonance.errors import BundleError, CheckpointError, EnvironmentMissingError
+from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import AudioVisualNetwork
+
+AUTOCAST: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+WEIGHTS = "weights.safetensors"
 
 
 class TorchRuntime(Runtime):
     """`Runtime` over a network that stays where it is and as it is: weights, training mode and random state are not touched.
 
-    precision: `bfloat16` runs matrix products under autocast, with weights and results in float32.
+    precision: fp16 and bf16 run the encoders' products under autocast; weights, features and the head stay in float32.
     """
 
-    def __init__(self, network: AudioVisualNetwork, *, device: str = "cpu", precision: Literal["float32", "bfloat16"] = "float32") -> None:
-        """`device` is where the network's weights are."""
-        self.name = "torch"
-        self.precision: Precision = "bf16" if precision == "bfloat16" else "float32"
-        self._network = network
+    def __init__(self, network: AudioVisualNetwork, *, device: str = "cpu", precision: Precision = "float32", graphs: bool = False) -> None:
+        """`device` is where the network's weights are. `graphs` (on a GPU, for weights that do not change): CUDA graphs.
+
+        Raises EnvironmentMissingError for a precision that torch does not have.
+        """
+        if precision != "float32" and precision not in AUTOCAST:
+            raise EnvironmentMissingError(f"The torch runtime has no {precision}. Choose another precision: float32, {', '.join(AUTOCAST)}.")
         self._device = torch.device(device)
-        self._autocast = precision == "bfloat16"
+        self.name = "torch" if self._device.type == "cpu" and precision == "float32" else f"torch-{self._device.type}-{precision}"
+        self.precision: Precision = precision
+        self._network = network
+        wrap: Callable[[Callable[..., tuple[Tensor, ...]]], Callable[..., tuple[Tensor, ...]]] = _Graphs if graphs else _unwrapped
+        self._visual, self._audio, self._head = wrap(self._encode_frames), wrap(self._encode_sound), wrap(self._run_head)
 
     def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
         with self._inference():
-            pixels = self._tensor(crops).permute(0, 3, 1, 2).float() / 255.0
-            index = self._tensor(frame_index) if self._network.visual.takes_frame_index else None
-            return _floats(self._network.visual(pixels, index))
+            return _floats(self._visual(self._tensor(crops), self._tensor(frame_index))[0])
 
     def encode_sound(self, mel: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
         with self._inference():
-            return _floats(self._network.audio(self._tensor(mel), self._tensor(mask)))
+            return _floats(self._audio(self._tensor(mel), self._tensor(mask))[0])
 
     def run_head(self, visual: FloatArray, audio: FloatArray, mask: NDArray[np.bool_]) -> HeadOutput:
         with self._inference():
-            output = self._network.head(self._tensor(visual), self._tensor(audio), self._tensor(mask))
+            picture, sound, fused, matched, profile, lag_valid, best_lag = self._head(*map(self._tensor, (visual, audio, mask)))
             return HeadOutput(
-                logit_visual=_floats(output.logit_visual),
-                logit_audio=_floats(output.logit_audio),
-                logit_fused=_floats(output.logit_fused),
-                matched=_floats(output.match.matched),
-                lag_profile=_floats(output.match.lag_profile),
-                lag_valid=output.match.lag_valid.cpu().numpy(),
-                best_lag=output.match.best_lag.cpu().numpy(),
+                logit_visual=_floats(picture),
+                logit_audio=_floats(sound),
+                logit_fused=_floats(fused),
+                matched=_floats(matched),
+                lag_profile=_floats(profile),
+                lag_valid=lag_valid.cpu().numpy(),
+                best_lag=best_lag.cpu().numpy(),
             )
 
-    def _tensor(self, array: NDArray[np.generic]) -> torch.Tensor:
+    def _encode_frames(self, crops: Tensor, frame_index: Tensor) -> tuple[Tensor, ...]:
+        visual = self._network.visual
+        with self._autocast():
+            return (visual(crops.permute(0, 3, 1, 2).float() / 255.0, frame_index if visual.takes_frame_index else None).float(),)
+
+    def _encode_sound(self, mel: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        with self._autocast():
+            return (self._network.audio(mel, mask).float(),)
+
+    def _run_head(self, visual: Tensor, audio: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        output = self._network.head(visual, audio, mask)
+        match = output.match
+        return output.logit_visual, output.logit_audio, output.logit_fused, match.matched, match.lag_profile, match.lag_valid, match.best_lag
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array)).to(self._device)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self._device.type, dtype, enabled=dtype is not None, cache_enabled=False)
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
@@ -59,13 +91,70 @@ class TorchRuntime(Runtime):
         training = [module for module in self._network.modules() if module.training]
         self._network.eval()
         try:
-            with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            with torch.inference_mode():
                 yield
         finally:
             for module in training:
                 module.training = True
 
 
-def _floats(values: torch.Tensor) -> FloatArray:
+class _Graphs:
+    """A function of tensors with as many rows each, as CUDA graphs: one for each number of rows in powers of two, captured when it is first needed.
+
+    A smaller batch leaves the last rows as an earlier one filled them: no row depends on its batch mates.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        self._function = function
+        self._captured: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        rows = len(inputs[0])
+        bucket = 1 << max(0, rows - 1).bit_length()
+        if bucket not in self._captured:
+            self._captured[bucket] = self._capture(tuple(each.new_zeros(bucket, *each.shape[1:]) for each in inputs))
+        graph, places, results = self._captured[bucket]
+        for place, given in zip(places, inputs, strict=True):
+            place[:rows].copy_(given)
+        graph.replay()
+        return tuple(result[:rows] for result in results)
+
+    def _capture(self, places: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # what libraries allocate when first called must not be captured
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._function(*places)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = self._function(*places)
+        return graph, places, results
+
+
+def open_torch_runtime(bundle: Bundle, *, device: Literal["auto", "cpu", "cuda"], precision: Precision, threads: int) -> TorchRuntime:
+    """A bundle's weights as a runtime; `auto` is a GPU where torch finds one. `threads` of the CPU are set for the whole process, 0 leaves them.
+
+    Raises EnvironmentMissingError, BundleError.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentMissingError("--device cuda: PyTorch finds no GPU here. Use --device cpu, or see `dissonance doctor`.")
+    chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    bundle.read(WEIGHTS)  # is what bundle.json says
+    try:
+        network = load_checkpoint(bundle.path / WEIGHTS).network
+    except CheckpointError as error:
+        raise BundleError(f"Bundle '{bundle.path}': {error}") from error
+    if network.config != bundle.spec.model:
+        raise BundleError(f"Bundle '{bundle.path}': '{WEIGHTS}' is of another model than bundle.json. Export the bundle again.")
+    if threads:
+        torch.set_num_threads(threads)
+    return TorchRuntime(network.to(chosen), device=chosen, precision=precision, graphs=chosen == "cuda")
+
+
+def _unwrapped(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    return function
+
+
+def _floats(values: Tensor) -> FloatArray:
     found: FloatArray = values.float().cpu().numpy()
     return found

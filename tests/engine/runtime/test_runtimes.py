@@ -1,4 +1,4 @@
-"""The ONNX Runtime encoders against the torch network with the same weights; no row depends on its batch mates."""
+"""Every runtime that can run here against the torch network with the same weights; no row depends on its batch mates."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ MEL = RNG.normal(size=(3, MODEL.audio.mel_bins, 4 * MODEL.frames)).astype(np.flo
 MASK = np.arange(MODEL.frames) < np.array([[MODEL.frames], [11], [1]])
 
 
-@pytest.fixture(scope="module")
-def runtime() -> Runtime:
-    return open_runtime(BUNDLE, threads=1)
+@pytest.fixture(scope="module", params=["onnxruntime", "torch"])
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    return open_runtime(BUNDLE, name=request.param, device="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,36 @@ def test_a_graph_that_is_none_is_a_bad_bundle(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "b", spec, {**files, "audio.onnx": b"not a graph"})
     with pytest.raises(BundleError, match=r"cannot load 'audio\.onnx'"):
         open_runtime(bundle)
+
+
+def test_weights_that_are_not_the_bundle_s_are_a_bad_bundle(tmp_path: Path) -> None:
+    names = [path.name for path in BUNDLE.path.iterdir() if path.name != "bundle.json"]
+    files = {name: (BUNDLE.path / name).read_bytes() for name in names}
+    spec = BundleSpec.model_validate(BUNDLE.spec.model_dump())
+    other = spec.model_copy(update={"model": MODEL.model_copy(update={"hop": MODEL.hop // 2})})
+    for number, (wrong, weights, message) in enumerate(
+        [
+            (spec, b"no weights", r"Cannot read checkpoint .*weights\.safetensors"),
+            (other, files["weights.safetensors"], r"'weights\.safetensors' is of another model than bundle\.json"),
+        ]
+    ):
+        bundle = write_bundle(tmp_path / str(number), wrong, {**files, "weights.safetensors": weights})
+        with pytest.raises(BundleError, match=message):
+            open_runtime(bundle, name="torch")
+    (bundle.path / "weights.safetensors").write_bytes(b"changed since")
+    with pytest.raises(BundleError, match=r"'weights\.safetensors' was changed"):
+        open_runtime(bundle, name="torch")
+
+
+def test_a_precision_that_torch_does_not_have_is_named() -> None:
+    with pytest.raises(EnvironmentMissingError, match=r"no int8\. Choose another precision: float32, fp16, bf16"):
+        open_runtime(BUNDLE, name="torch", precision="int8")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_torch_does_not_find_is_named() -> None:
+    with pytest.raises(EnvironmentMissingError, match=r"--device cuda: PyTorch finds no GPU here\. Use --device cpu"):
+        open_runtime(BUNDLE, name="torch", device="cuda")
 
 
 def test_a_device_that_is_not_here_is_named() -> None:
