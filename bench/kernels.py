@@ -39,7 +39,7 @@ PROBLEM = Problem(frames=32, dim=256, outputs=256, max_lag=8)
 
 def run() -> list[Row]:
     """About two minutes on two cores."""
-    return [*resources(), *costs(), *costs_around()]
+    return [*resources(), *costs(), *crop_and_mel_costs()]
 
 
 def resources() -> list[Row]:
@@ -79,7 +79,7 @@ def costs() -> list[Row]:
     ]
 
 
-def costs_around() -> list[Row]:
+def crop_and_mel_costs() -> list[Row]:
     """Of a crop and of a frame of mel."""
     rows = []
     for side in (200.0, 400.0):

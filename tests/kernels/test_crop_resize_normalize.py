@@ -9,7 +9,7 @@ from PIL import Image
 from dissonance.bundle import CropSpec
 from dissonance.engine.media.boxes import Box
 from dissonance.engine.media.crop import crop_face, crop_square
-from dissonance.kernels.crop_resize_normalize import CropTiling, Normalisation, crop_reference, crop_resize_normalize
+from dissonance.kernels.crop_resize_normalize import CropTiling, Normalisation, crop_resize_normalize, crop_resize_normalize_reference
 from tests.kernels.cases import DEVICE
 
 HEIGHT, WIDTH = 90, 130
@@ -68,10 +68,10 @@ class Whole:
 
 
 def test_equals_the_crops_of_a_scan() -> None:
-    """The same faces through `crop_face`, which a scan on a CPU uses."""
-    frames, spec = noise(1), CropSpec(size_px=32)
-    faces: list[Box] = [(20.0, 10.0, 60.5, 50.25), (100.0, 70.0, 129.0, 89.0)]
-    squares = [crop_square(box, width=WIDTH, height=HEIGHT, aspect=1.0, enlargement=spec.enlargement) for box in faces]
+    """The same faces through `crop_face`, which a scan on a CPU uses, at coordinates of which float32 keeps few digits after the point."""
+    frames, spec = np.random.default_rng(1).integers(0, 256, (1, HEIGHT, 4000, 3), dtype=np.uint8), CropSpec(size_px=32)
+    faces: list[Box] = [(3020.123456, 10.37, 3060.654321, 50.71), (3900.1, 70.0, 3929.77, 89.0)]
+    squares = [crop_square(box, width=4000, height=HEIGHT, aspect=1.0, enlargement=spec.enlargement) for box in faces]
     found = cut(frames, squares, [0, 0], size_px=32, dtype=torch.float32).numpy() * 255
     for box, crop in zip(faces, found, strict=True):
         expected = crop_face(Whole(frames[0]), box, spec)
@@ -84,7 +84,7 @@ def test_equals_its_plain_version() -> None:
     frames = torch.from_numpy(noise())
     boxes, frame = torch.tensor(list(BOXES.values())), torch.tensor([1, 0, 1, 0, 1])
     found = cut(noise(), list(BOXES.values()), frame.tolist(), size_px=24, dtype=torch.float32).double()
-    difference = (found - crop_reference(frames, boxes, frame, size_px=24)).abs() * 255
+    difference = (found - crop_resize_normalize_reference(frames, boxes, frame, size_px=24)).abs() * 255
     assert difference.max() <= 1.001
     assert (difference > 0.01).double().mean() <= MISROUNDED
 
@@ -100,11 +100,11 @@ def test_values_are_normalised_by_colour_in_the_type_that_is_asked_for(dtype: to
 
 
 def test_a_box_far_out_in_a_large_frame_loses_no_precision() -> None:
-    """Near column 8000 float32 holds a position to 1/2000 pixel; a weight taken from it would be off by as much."""
+    """Near column 8000 float32 holds a position to 1/2000 pixel; a weight taken from it would be off by as much. PIL gets what is around the box."""
     frames = np.random.default_rng(1).integers(0, 256, (1, 20, 8000, 3), dtype=np.uint8)
-    box = (7950.1234, 1.1, 7991.4321, 18.771)
+    box = (7950.1234567, 1.1, 7991.4321765, 18.771)
     found = cut(frames, [box], [0], size_px=32, dtype=torch.float32).numpy()[0] * 255
-    difference = np.abs(found - of_pil(frames[0], box, 32))
+    difference = np.abs(found - of_pil(frames[0, :, 7936:], (box[0] - 7936, box[1], box[2] - 7936, box[3]), 32))
     assert difference.max() <= 1.001
     assert (difference > 0.01).mean() <= 0.001
 

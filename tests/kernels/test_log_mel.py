@@ -86,13 +86,24 @@ def test_windows_are_normalised_each_over_its_own_frames(dtype: torch.dtype) -> 
         np.testing.assert_allclose(window.float().numpy(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
-def test_sound_that_is_no_number_stays_so_and_spoils_no_other_window() -> None:
+def test_sound_that_is_no_number_spoils_its_window_and_no_other() -> None:
     sound = sound_of(16000)
     sound[3000] = np.nan
     frames = raw(sound)
     found = windows_of(frames, [0, 50], [40, 40], size=40)
-    assert found[0].isnan().any()
+    assert found[0].isnan().all()
     torch.testing.assert_close(found[1], windows_of(raw(sound_of(16000)), [50], [40], size=40)[0])
+
+
+def test_windows_are_named_by_any_strides_and_types_and_no_longer_than_their_place() -> None:
+    """Columns of a table in 32 bits, one length for all of them, and lengths beyond the size, which what is left out must not influence."""
+    frames = raw(sound_of(16000))
+    spans = torch.tensor([[0, 40], [50, 40], [20, 30]], dtype=torch.int32, device=DEVICE)
+    expected = windows_of(frames, [0, 50, 20], [40, 40, 30], size=40)
+    torch.testing.assert_close(mel_windows(frames, spans[:, 0], spans[:, 1], size=40).cpu(), expected)
+    everywhere = spans[:, :1].flatten(), torch.tensor([24], dtype=torch.int32, device=DEVICE).expand(3)
+    torch.testing.assert_close(mel_windows(frames, *everywhere, size=24).cpu(), windows_of(frames, [0, 50, 20], [24] * 3, size=24))
+    torch.testing.assert_close(windows_of(frames, [70], [30], size=8), windows_of(frames, [70], [8], size=8))
 
 
 def test_no_windows_and_silence() -> None:
@@ -111,5 +122,7 @@ def test_what_does_not_fit_is_refused() -> None:
         mel_windows(torch.zeros(8, 80, dtype=torch.float16), number, number, size=8)
     with pytest.raises(ValueError, match=r"Invalid windows: first torch.int64 \(2,\), length torch.int64 \(1,\)"):
         mel_windows(torch.zeros(8, 80), torch.zeros(2, dtype=torch.int64), number, size=8)
+    with pytest.raises(ValueError, match=r"Invalid dtype torch.float64"):
+        mel_windows(torch.zeros(8, 80), number, number, size=8, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"Invalid windows: first torch.float32"):
         mel_windows(torch.zeros(8, 80), torch.zeros(1), number, size=8)

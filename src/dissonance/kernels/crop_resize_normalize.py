@@ -7,10 +7,10 @@ was trained on.
 
 Layout. A program owns a tile of BLOCK_Y x BLOCK_X output pixels of one crop, in three colours. It visits the pixels of the frame under the tile's
 filter, BLOCK_I rows by BLOCK_J columns at a time; both passes are products of matrices, the weights being computed where they are needed and
-never stored: T = X Wx^T over all columns, then Y += Wy T. Bytes are exact in float16; weights go in two float16 parts (high + low), so a sum is wrong
-by less than 1e-4 of a byte and rounds otherwise than PIL's only where that is within 1e-4 of a half (with the high part alone one pixel of noise in
-thirty was off, some by two levels). Frames are read in place, by index: crops of one
-frame, overlapping ones too, read it from where DALI has put it.
+never stored: T = X Wx^T over all columns, then Y += Wy T. Bytes are exact in float16; weights
+go in two float16 parts (high + low), so that a sum is wrong by less than 1e-3 of a byte and rounds otherwise than PIL's only where that is as near to
+a half. (With the high part alone some pixels of noise were two levels off.) Frames are read in place, by index: crops of one frame, overlapping ones
+too, read it from where DALI has put it.
 
 No GPU has run this kernel yet: what is known of it comes from Triton's interpreter and from compiling it ahead of time.
 """
@@ -91,18 +91,18 @@ def _span(low, scale, first, count, side, limit):
     return tl.minimum(tl.maximum(begin, 0), limit - 1), tl.maximum(tl.minimum(end, limit), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def _crop_kernel(
-    frames_ptr, boxes_ptr, frame_ptr, out_ptr, scale_r, scale_g, scale_b, shift_r, shift_g, shift_b, height, width,
+    frames_ptr, boxes_ptr, frame_index_ptr, out_ptr, scale_r, scale_g, scale_b, shift_r, shift_g, shift_b, height, width,
     SIDE: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    crop = tl.program_id(1)
+    crop = tl.program_id(0)
     TILES: tl.constexpr = (SIDE + BLOCK_X - 1) // BLOCK_X
-    first_y, first_x = tl.program_id(0) // TILES * BLOCK_Y, tl.program_id(0) % TILES * BLOCK_X
+    first_y, first_x = tl.program_id(1) // TILES * BLOCK_Y, tl.program_id(1) % TILES * BLOCK_X
     low_x, low_y = tl.load(boxes_ptr + 4 * crop), tl.load(boxes_ptr + 4 * crop + 1)
     scale_x = (tl.load(boxes_ptr + 4 * crop + 2) - low_x) / SIDE
     scale_y = (tl.load(boxes_ptr + 4 * crop + 3) - low_y) / SIDE
-    frame = frames_ptr + tl.load(frame_ptr + crop).to(tl.int64) * height * width * 3
+    frame = frames_ptr + tl.load(frame_index_ptr + crop).to(tl.int64) * height * width * 3
     begin_i, end_i = _span(low_y, scale_y, first_y, BLOCK_Y, SIDE, height)
     begin_j, end_j = _span(low_x, scale_x, first_x, BLOCK_X, SIDE, width)
 
@@ -120,34 +120,34 @@ def _crop_kernel(
             j = start_j + tl.arange(0, BLOCK_J)
             weight = _weights(first_x, BLOCK_X, low_x, scale_x, j, end_j)
             total_x += tl.sum(weight, 0)
-            high, rest = _split(weight)
+            high, low = _split(weight)
             at = frame + (i[:, None] * width + j[None, :]) * 3
             inside = (i < end_i)[:, None] & (j < end_j)[None, :]
             pixel = tl.load(at, mask=inside, other=0).to(tl.float16)
-            row_red = tl.dot(pixel, rest, tl.dot(pixel, high, row_red))
+            row_red = tl.dot(pixel, low, tl.dot(pixel, high, row_red))
             pixel = tl.load(at + 1, mask=inside, other=0).to(tl.float16)
-            row_green = tl.dot(pixel, rest, tl.dot(pixel, high, row_green))
+            row_green = tl.dot(pixel, low, tl.dot(pixel, high, row_green))
             pixel = tl.load(at + 2, mask=inside, other=0).to(tl.float16)
-            row_blue = tl.dot(pixel, rest, tl.dot(pixel, high, row_blue))
+            row_blue = tl.dot(pixel, low, tl.dot(pixel, high, row_blue))
         total_x = tl.where(total_x > 0.0, total_x, 1.0)  # 0 of columns beyond the crop
         weight = _weights(first_y, BLOCK_Y, low_y, scale_y, i, end_i)
         total_y += tl.sum(weight, 0)
-        high, rest = _split(tl.trans(weight))
-        byte = _to_byte(row_red / total_x[None, :]).to(tl.float16)
-        red = tl.dot(rest, byte, tl.dot(high, byte, red))
-        byte = _to_byte(row_green / total_x[None, :]).to(tl.float16)
-        green = tl.dot(rest, byte, tl.dot(high, byte, green))
-        byte = _to_byte(row_blue / total_x[None, :]).to(tl.float16)
-        blue = tl.dot(rest, byte, tl.dot(high, byte, blue))
+        high, low = _split(tl.trans(weight))
+        byte = _to_byte(tl.div_rn(row_red, total_x[None, :])).to(tl.float16)
+        red = tl.dot(low, byte, tl.dot(high, byte, red))
+        byte = _to_byte(tl.div_rn(row_green, total_x[None, :])).to(tl.float16)
+        green = tl.dot(low, byte, tl.dot(high, byte, green))
+        byte = _to_byte(tl.div_rn(row_blue, total_x[None, :])).to(tl.float16)
+        blue = tl.dot(low, byte, tl.dot(high, byte, blue))
 
     total_y = tl.where(total_y > 0.0, total_y, 1.0)
     y, x = first_y + tl.arange(0, BLOCK_Y), first_x + tl.arange(0, BLOCK_X)
     inside = (y < SIDE)[:, None] & (x < SIDE)[None, :]
     at = out_ptr + crop.to(tl.int64) * (3 * SIDE * SIDE) + y[:, None] * SIDE + x[None, :]
     dtype = out_ptr.dtype.element_ty
-    tl.store(at, (_to_byte(red / total_y[:, None]) * scale_r + shift_r).to(dtype), mask=inside)
-    tl.store(at + SIDE * SIDE, (_to_byte(green / total_y[:, None]) * scale_g + shift_g).to(dtype), mask=inside)
-    tl.store(at + 2 * SIDE * SIDE, (_to_byte(blue / total_y[:, None]) * scale_b + shift_b).to(dtype), mask=inside)
+    tl.store(at, (_to_byte(tl.div_rn(red, total_y[:, None])) * scale_r + shift_r).to(dtype), mask=inside)
+    tl.store(at + SIDE * SIDE, (_to_byte(tl.div_rn(green, total_y[:, None])) * scale_g + shift_g).to(dtype), mask=inside)
+    tl.store(at + 2 * SIDE * SIDE, (_to_byte(tl.div_rn(blue, total_y[:, None])) * scale_b + shift_b).to(dtype), mask=inside)
 
 
 def crop_resize_normalize(
@@ -164,8 +164,9 @@ def crop_resize_normalize(
 
     `frames` (frames, height, width, 3) uint8 RGB, contiguous. `boxes` (crops, 4) float64 or float32: left, top, right, bottom in pixels of the frame,
     inside it (`engine.media.crop.crop_square` gives such); pixels beyond the box but under the filter count, pixels beyond the frame do not.
-    `frame` (crops,) integers: which of the frames each box lies in. All on one device. Raises ValueError where these do not fit; of boxes and frame
-    numbers on a GPU only the form is looked at, since their values would have to be waited for: one outside its frame gives a crop of its border.
+    `frame` (crops,) integers: which of the frames each box lies in. All on one device. Raises ValueError where types or shapes do not fit. Values are
+    not looked at, since a GPU's would have to be waited for: a box outside its frame gives a crop of the border, a number that no frame has the first
+    or the last frame, NaN no crop of anything.
     """
     if frames.dim() != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8 or not frames.is_contiguous():
         raise ValueError(f"Invalid frames: {frames.dtype} of shape {tuple(frames.shape)}. Give (frames, height, width, 3) uint8, contiguous.")
@@ -183,11 +184,11 @@ def crop_resize_normalize(
     if count:
         if number == 0:
             raise ValueError(f"There are {count} boxes, but no frames.")
-        limits = torch.tensor([width, height, width, height], dtype=torch.float64, device=frames.device)
-        boxes = torch.minimum(boxes.to(torch.float32).to(torch.float64).clamp(min=0.0), limits).contiguous()  # PIL holds them in float32 too
+        corners = boxes.to(torch.float64).view(count, 2, 2)
+        boxes = torch.stack([corners[:, :, 0].clamp(0.0, width), corners[:, :, 1].clamp(0.0, height)], 2)  # contiguous: left, top, right, bottom
         scale, shift = normalisation.factors()
         tiles = triton.cdiv(size_px, tiling.block_y) * triton.cdiv(size_px, tiling.block_x)
-        _crop_kernel[(tiles, count)](
+        _crop_kernel[(count, tiles)](
             frames, boxes, frame.clamp(0, number - 1).to(torch.int32), out, *scale, *shift, height, width,
             **crop_constants(tiling, size_px=size_px), num_warps=tiling.warps, num_stages=tiling.stages,
         )  # fmt: skip
@@ -202,14 +203,14 @@ def crop_constants(tiling: CropTiling, *, size_px: int) -> dict[str, int]:
 def crop_argument_types(dtype: str) -> dict[str, str]:
     """The kernel's run-time arguments for crops of `dtype` ("fp16", "bf16", "fp32"), to compile it ahead of time."""
     factors = {f"{name}_{colour}": "fp32" for name in ("scale", "shift") for colour in "rgb"}
-    return {"frames_ptr": "*u8", "boxes_ptr": "*fp64", "frame_ptr": "*i32", "out_ptr": f"*{dtype}", **factors, "height": "i32", "width": "i32"}
+    return {"frames_ptr": "*u8", "boxes_ptr": "*fp64", "frame_index_ptr": "*i32", "out_ptr": f"*{dtype}", **factors, "height": "i32", "width": "i32"}
 
 
-def crop_reference(frames: Tensor, boxes: Tensor, frame: Tensor, *, size_px: int, normalisation: Normalisation = UNIT) -> Tensor:
+def crop_resize_normalize_reference(frames: Tensor, boxes: Tensor, frame: Tensor, *, size_px: int, normalisation: Normalisation = UNIT) -> Tensor:
     """The same in plain torch, in float64: crop by crop, both passes as dense products."""
     scale, shift = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in normalisation.factors())
     crops = []
-    for box, number in zip(boxes.float().tolist(), frame.tolist(), strict=True):
+    for box, number in zip(boxes.double().tolist(), frame.tolist(), strict=True):
         picture = frames[number].double().permute(2, 0, 1)  # (3, height, width)
         across, down = (_dense(box[axis], box[axis + 2], size_px, picture.shape[2 - axis]) for axis in (0, 1))
         rows = (picture @ across.T + 0.5).floor().clamp(0, 255)

@@ -21,6 +21,7 @@ from dissonance.mel import FLOOR, HOP_LENGTH, N_FFT, SILENCE, mel_filters
 FREQUENCIES = N_FFT // 2 + 1
 BLOCK_F, BLOCK_K, BLOCK_T, WARPS, STAGES = 32, 16, 32, 4, 2  # not chosen by timing; no register is spilled
 _FLOOR, _SILENCE = tl.constexpr(FLOOR), tl.constexpr(SILENCE)
+_NAN = tl.constexpr(float("nan"))
 _LOG10_2 = tl.constexpr(0.30102999566398120)
 
 
@@ -31,17 +32,17 @@ def _mel_kernel(
 ):  # fmt: skip
     frame = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
     inside = frame < frames
-    bin = tl.arange(0, BLOCK_B)
+    b = tl.arange(0, BLOCK_B)
     mel = tl.zeros([BLOCK_F, BLOCK_B], tl.float32)
     for start in range(0, FREQUENCIES, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         at = spectrum_ptr + 2 * (frame.to(tl.int64)[:, None] * FREQUENCIES + k[None, :])
         known = inside[:, None] & (k < FREQUENCIES)[None, :]
         real, imaginary = tl.load(at, mask=known, other=0.0), tl.load(at + 1, mask=known, other=0.0)
-        filters = tl.load(filters_ptr + bin[None, :] * FREQUENCIES + k[:, None], mask=(bin < BINS)[None, :] & (k < FREQUENCIES)[:, None], other=0.0)
+        filters = tl.load(filters_ptr + b[None, :] * FREQUENCIES + k[:, None], mask=(b < BINS)[None, :] & (k < FREQUENCIES)[:, None], other=0.0)
         mel = tl.dot(real * real + imaginary * imaginary, filters, mel, input_precision="tf32x3")
     value = tl.log2(tl.maximum(mel, _FLOOR, propagate_nan=tl.PropagateNan.ALL)) * _LOG10_2
-    tl.store(out_ptr + frame.to(tl.int64)[:, None] * BINS + bin[None, :], value, mask=inside[:, None] & (bin < BINS)[None, :])
+    tl.store(out_ptr + frame.to(tl.int64)[:, None] * BINS + b[None, :], value, mask=inside[:, None] & (b < BINS)[None, :])
 
 
 @triton.jit(do_not_specialize=["frames"])
@@ -50,31 +51,33 @@ def _window_kernel(
 ):  # fmt: skip
     window = tl.program_id(0)
     first, length = tl.load(first_ptr + window), tl.load(length_ptr + window)
-    bin = tl.arange(0, BLOCK_B)
-    real = (bin < BINS)[None, :]
+    b = tl.arange(0, BLOCK_B)
+    real = (b < BINS)[None, :]
     peak = tl.full([BLOCK_T, BLOCK_B], _SILENCE, tl.float32)
     for start in range(0, SIZE, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
         frame = first + t
-        there = ((t < length) & (frame >= 0) & (frame < frames))[:, None] & real
-        value = tl.load(log_mel_ptr + frame.to(tl.int64)[:, None] * BINS + bin[None, :], mask=there, other=_SILENCE)
+        there = ((t < length) & (t < SIZE) & (frame >= 0) & (frame < frames))[:, None] & real
+        value = tl.load(log_mel_ptr + frame.to(tl.int64)[:, None] * BINS + b[None, :], mask=there, other=_SILENCE)
         peak = tl.maximum(peak, value, propagate_nan=tl.PropagateNan.ALL)
-    lowest = tl.max(tl.max(peak, 1), 0) - 8.0
+    no_number = tl.max(tl.max((peak != peak).to(tl.int32), 1), 0)  # tl.max drops NaN on a GPU
+    lowest = tl.where(no_number > 0, _NAN, tl.max(tl.max(peak, 1), 0) - 8.0)
     for start in range(0, SIZE, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
         frame = first + t
         there = ((t < length) & (frame >= 0) & (frame < frames))[:, None] & real
-        value = tl.load(log_mel_ptr + frame.to(tl.int64)[:, None] * BINS + bin[None, :], mask=there, other=_SILENCE)
-        value = tl.where((t < length)[:, None], (tl.maximum(value, lowest) + 4.0) / 4.0, 0.0)
-        at = out_ptr + window.to(tl.int64) * (BINS * SIZE) + bin[None, :] * SIZE + t[:, None]
+        value = tl.load(log_mel_ptr + frame.to(tl.int64)[:, None] * BINS + b[None, :], mask=there, other=_SILENCE)
+        value = tl.where((t < length)[:, None], (tl.maximum(value, lowest, propagate_nan=tl.PropagateNan.ALL) + 4.0) / 4.0, 0.0)
+        at = out_ptr + window.to(tl.int64) * (BINS * SIZE) + b[None, :] * SIZE + t[:, None]
         tl.store(at, value.to(out_ptr.dtype.element_ty), mask=real & (t < SIZE)[:, None])
 
 
 def log_mel(sound: Tensor, *, bins: int, mirror_start: bool = True, mirror_end: bool = True) -> Tensor:
     """Raw log10 mel (frames, bins) float32 of `sound` (samples,) float32 at 16 kHz, not normalised; frame i is centred on sample 160 i.
 
-    N samples give N // 160 frames, and the sound is mirrored at its ends. To go through a long sound in stretches, have each begin 200 samples before
-    its first frame's centre (`mirror_start` off) and end 200 samples after its last one's (`mirror_end` off): the frames are those of the whole.
+    N samples give N // 160 frames, and the sound is mirrored at its ends. Each frame takes 5 KB on the way. To go through a long sound in stretches,
+    have each but the first begin 200 samples before its first frame's centre (`mirror_start` off; frame 2 at the earliest), and each but the last end
+    200 samples after its last one's (`mirror_end` off): the frames are those of the whole.
     Raises ValueError for another type or shape.
     """
     if sound.dim() != 1 or sound.dtype != torch.float32:
@@ -91,23 +94,26 @@ def log_mel(sound: Tensor, *, bins: int, mirror_start: bool = True, mirror_end: 
     return out
 
 
-def mel_windows(log_mel: Tensor, first: Tensor, length: Tensor, *, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Windows (windows, bins, size) of `dtype` of raw log-mel (frames, bins) float32, normalised each over its own frames.
+def mel_windows(raw: Tensor, first: Tensor, length: Tensor, *, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Windows (windows, bins, size) of `dtype` (float32, float16 or bfloat16), cut out of raw log-mel (frames, bins) float32 and normalised each over
+    its own frames.
 
-    Window w is frames first[w] ... first[w] + length[w]; those that the sound does not have count as silence, those from `length` to `size` are 0.
-    `first` and `length` (windows,) integers. Raises ValueError where types or shapes do not fit.
+    Window w is frames first[w] ... first[w] + min(length[w], size). Those that the sound does not have count as silence, those from `length` to
+    `size` are 0. A window with NaN in it is NaN. `first` and `length` (windows,) integers. Raises ValueError where types or shapes do not fit.
     """
-    if log_mel.dim() != 2 or log_mel.dtype != torch.float32 or not log_mel.is_contiguous():
-        raise ValueError(f"Invalid log-mel: {log_mel.dtype} of shape {tuple(log_mel.shape)}. Give (frames, bins) float32, contiguous.")
+    if raw.dim() != 2 or raw.dtype != torch.float32 or not raw.is_contiguous():
+        raise ValueError(f"Invalid log-mel: {raw.dtype} of shape {tuple(raw.shape)}. Give (frames, bins) float32, contiguous.")
     if first.shape != length.shape or first.dim() != 1 or first.is_floating_point() or length.is_floating_point():
         raise ValueError(f"Invalid windows: first {first.dtype} {tuple(first.shape)}, length {length.dtype} {tuple(length.shape)}. Give integers.")
-    (frames, bins), windows = log_mel.shape, len(first)
-    out = torch.empty(windows, bins, size, dtype=dtype, device=log_mel.device)
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"Invalid dtype {dtype}. Windows are float32, float16 or bfloat16.")
+    (frames, bins), windows = raw.shape, len(first)
+    out = torch.empty(windows, bins, size, dtype=dtype, device=raw.device)
     if windows:
         _window_kernel[(windows,)](
-            log_mel,
-            first.to(torch.int32),
-            length.to(torch.int32),
+            raw,
+            first.to(torch.int32).contiguous(),
+            length.to(torch.int32).contiguous(),
             out,
             frames,
             **window_constants(bins, size=size),
