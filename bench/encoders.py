@@ -45,7 +45,7 @@ Call = Callable[[], FloatArray]
 
 
 def run() -> list[Row]:
-    """Measure everything; about ten minutes on two cores."""
+    """Measure everything; about eight minutes on two cores."""
     torch.set_num_threads(available_cores())
     with tempfile.TemporaryDirectory(prefix="dissonance-bench-") as name:
         folder = Path(name)

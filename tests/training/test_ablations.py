@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
@@ -21,6 +23,7 @@ from dissonance.cli import main
 from dissonance.config import ModelConfig
 from dissonance.engine.runtime.torch_runtime import TorchRuntime
 from dissonance.errors import EnvironmentMissingError, OutputError, UsageError
+from dissonance.machine import available_cores
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import build_network
 from dissonance.training import ablations
@@ -384,25 +387,34 @@ def reduced(made: Request, folder: Path, *, without: str) -> Request:
     return replace(made, out=folder / "out", resume=True, jobs=2)
 
 
-def test_runs_of_several_processes_are_those_of_one_and_interrupted_they_end_and_go_on(
-    made: tuple[Request, dict[str, Any], Console], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("at", ["run 3 of 6: no_gamma", "run 4 of 6: no_mismatches", "run 5 of 6: no_gamma"])
+def test_interrupted_at_any_run_the_processes_end(at: str, made: tuple[Request, dict[str, Any], Console], tmp_path: Path) -> None:
+    """Before there are any, while one starts, and while one of two is at work."""
     request = replace(reduced(made[0], tmp_path, without="no_mismatches"), rows=("no_mismatches", "no_gamma"))
 
     class Interrupts(Console):
         def tell(self, line: str) -> None:
             super().tell(line)
-            if line.startswith("run 5 of 6"):  # a third, while one of the first two is at work
+            if line.startswith(at):
                 raise KeyboardInterrupt
 
     stopped = Interrupts()
     with pytest.raises(KeyboardInterrupt):
         ablate(request, console=stopped)
-    assert [line.partition(",")[0] for line in stopped.lines if line.startswith("run ")] == [
-        "run 3 of 6: no_gamma", "run 4 of 6: no_mismatches", "run 5 of 6: no_gamma",
-    ]  # fmt: skip
+    told = [line for line in stopped.lines if line.startswith("run ")]
+    assert told[-1].startswith(at)
+    assert [line[:10] for line in told] == [f"run {number} of 6" for number in range(3, 3 + len(told))]
     assert multiprocessing.active_children() == []
-    assert len(held(request)["runs"]) >= 3
+    assert len(held(request)["runs"]) == (2 if len(told) < 3 else 3)
+    assert not list((request.out / "runs").rglob(".*.partial"))
+
+
+def test_runs_of_several_processes_are_those_of_one_also_after_a_kill(made: tuple[Request, dict[str, Any], Console], tmp_path: Path) -> None:
+    request = replace(reduced(made[0], tmp_path, without="no_mismatches"), rows=("no_mismatches", "no_gamma"))
+    left = request.out / "runs" / "no_mismatches-0"
+    left.mkdir()
+    (left / "run.lock").touch()
+    (left / ".config.json.7.partial").write_text("{")  # all that a machine that went down had written of this run
     document = ablate(request, console=Console())
     assert document["command"].endswith("--seeds 2 --jobs 2 --row no_mismatches --row no_gamma")
     assert [(run["row"], run["seed"], run["failed"]) for run in document["runs"]] == [
@@ -412,6 +424,20 @@ def test_runs_of_several_processes_are_those_of_one_and_interrupted_they_end_and
     for run in document["runs"]:
         if run["row"] == "no_mismatches":
             assert run["losses"] == pytest.approx(alone[run["row"], run["seed"]]["losses"], rel=1e-3)  # with another number of threads
+            assert run["cost"]["threads"] == max(1, available_cores() // 2)
+    assert not (left / ".config.json.7.partial").exists()
+
+
+def test_processes_end_with_the_one_that_started_them(made: tuple[Request, dict[str, Any], Console], tmp_path: Path) -> None:
+    request = reduced(made[0], tmp_path, without="no_mismatches")
+    arguments = ["ablate", request.config, "-o", request.out, "--seeds", "2", "--jobs", "2", "--row", "no_mismatches", "--row", "no_beta", "--resume"]
+    with subprocess.Popen([sys.executable, "-m", "dissonance", *map(str, arguments)], stderr=subprocess.PIPE, text=True) as ablating:
+        assert ablating.stderr is not None
+        assert any(line.startswith("run 4 of 4") for line in ablating.stderr)  # one of two processes has been started
+        children = psutil.Process(ablating.pid).children(recursive=True)
+        ablating.kill()
+    assert children
+    assert psutil.wait_procs(children, timeout=120)[1] == []
 
 
 def killed(_threads: int) -> None:
@@ -426,10 +452,13 @@ def test_a_process_that_is_killed_or_cannot_write_is_an_error_with_its_remedy(
     (request.out / "runs" / "no_mismatches-1").touch()
     with pytest.raises(OutputError, match=r"no_mismatches-1.*Choose another folder"):
         ablate(request, console=Console())
+    assert multiprocessing.active_children() == []
+    assert {(run["row"], run["seed"]) for run in held(request)["runs"]} >= {("default", 0), ("default", 1)}
     (request.out / "runs" / "no_mismatches-1").unlink()
     monkeypatch.setattr(ablations, "_work_with", killed)
     with pytest.raises(EnvironmentMissingError, match=r"was killed.*lower --jobs.*go on with --resume"):
         ablate(request, console=Console())
+    assert multiprocessing.active_children() == []
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

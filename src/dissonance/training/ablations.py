@@ -8,18 +8,19 @@ OUT/runs/<row>-<seed>/   what `dissonance train` leaves of each run, but for the
 
 import json
 import multiprocessing
+import os
 import platform
 import shlex
 import signal
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from dissonance.training.augment import AugmentConfig
 from dissonance.training.cache import Outcome
 from dissonance.training.config import TrainConfig
 from dissonance.training.losses import LossConfig, LossTerms
-from dissonance.training.material import Material, gather
+from dissonance.training.material import Material, prepare_clips
 from dissonance.training.run import Console, load_train_config, train
 from dissonance.training.trainer import choose_device
 
@@ -144,6 +145,8 @@ def _effect(config: TrainConfig) -> dict[str, Any]:
 def ablate(request: Request, *, console: Console) -> dict[str, Any]:
     """Do every run that OUT does not hold yet, seed by seed, and write the tables after each. Returns what `ablations.json` says.
 
+    All runs have the same clips in the same splits: people are split by the configuration's own seed, also under another seed of a run.
+
     Raises UsageError, ConfigError, EnvironmentMissingError, and what `run.train` raises; a row that diverges costs its own runs only.
     """
     base = load_train_config(request.config)
@@ -153,7 +156,7 @@ def ablate(request: Request, *, console: Console) -> dict[str, Any]:
     choose_device(base.device)
     out = request.out.resolve()
     book = _Book(request, base, left_out, _finished_runs(out, base, resume=request.resume))
-    material = gather(base, out, console=console)
+    material = prepare_clips(base, out, console=console)
     if material.skipped:
         console.tell(
             f"left out: {', '.join(f'{count} {reason}' for reason, count in material.reasons().items())} (listed in each run's skipped.jsonl)"
@@ -161,7 +164,7 @@ def ablate(request: Request, *, console: Console) -> dict[str, Any]:
     todo = [(name, seed) for seed in range(base.seed, base.seed + request.seeds) for name in rows if (name, seed) not in book.done]
     before, started_s = len(book.done), time.monotonic()
 
-    def begun() -> Iterator[tuple[str, int, TrainConfig]]:
+    def announced() -> Iterator[tuple[str, int, TrainConfig]]:
         for number, (name, seed) in enumerate(todo, 1):
             finished = len(book.done) - before
             left_s = (time.monotonic() - started_s) * (len(todo) - finished) / finished if finished else None
@@ -169,7 +172,7 @@ def ablate(request: Request, *, console: Console) -> dict[str, Any]:
             console.tell(f"run {before + number} of {before + len(todo)}: {name}, seed {seed}{left}")
             yield name, seed, rows[name]
 
-    with closing(_runs(begun(), material, out / "runs", console, jobs=min(request.jobs, len(todo)))) as runs:
+    with closing(_runs(announced(), material, out / "runs", console, jobs=min(request.jobs, len(todo)))) as runs:
         for run in runs:
             book.add(run)
             if run.failed is not None:
@@ -248,36 +251,66 @@ class _Book:
 def _runs(todo: Iterator[tuple[str, int, TrainConfig]], material: Material, folder: Path, console: Console, *, jobs: int) -> Generator[Run]:
     """Do runs in `folder`, and yield each when it is finished: here, one after the other, or in `jobs` processes that share the cores.
 
-    Closing the iterator ends the processes; what they were at can be gone on with.
+    Closing the iterator ends the processes, and so does the end of this one; what they were at can be gone on with. Raises what a run raises, when
+    the others that are finished have been yielded.
     """
     if jobs <= 1:
         for name, seed, row in todo:
             yield _run(name, seed, row, material, folder, _Steps(console))
         return
+    others = multiprocessing.active_children()
     threads = max(1, available_cores() // jobs)
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_work_with, initargs=(threads,))
-    running: set[Future[Run]] = {pool.submit(_run, *each, material, folder, _Unseen()) for each in islice(todo, jobs)}
+    running: set[Future[Run]] = set()
+    whole = False
     try:
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-                running |= {pool.submit(_run, *each, material, folder, _Unseen()) for each in islice(todo, 1)}
+        for each in todo:
+            running.add(pool.submit(_run, *each, material, folder, _Unseen()))
+            if len(running) == jobs:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from _results(finished)
+        yield from _results(as_completed(running))
+        whole = True
     except BrokenProcessPool as error:
         raise EnvironmentMissingError(
             "A run's process could not start, or was killed. If this happens again: lower --jobs, each takes the memory of a whole run; "
             "then go on with --resume."
         ) from error
     finally:
-        if running:
+        if not whole:
             for process in multiprocessing.active_children():
-                process.terminate()
+                if process not in others:
+                    process.terminate()
         pool.shutdown(cancel_futures=True)
 
 
+def _results(finished: Iterable[Future[Run]]) -> Iterator[Run]:
+    """Results first, then the first error."""
+    error = None
+    for future in finished:
+        error = error or future.exception()
+        if future.exception() is None:
+            yield future.result()
+    if error is not None:
+        raise error
+
+
 def _work_with(threads: int) -> None:
+    """What a process of the pool begins with: so many threads; its end when it is told, or when the one that started it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal, and the first one ends the others
+    signal.signal(signal.SIGTERM, _leave)
+    Thread(target=_leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     torch.set_num_threads(threads)
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    raise SystemExit  # and not at once: files that are half written are removed
+
+
+def _leave_with(parent: multiprocessing.process.BaseProcess | None) -> None:
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(name: str, seed: int, row: TrainConfig, material: Material, runs: Path, console: Console) -> Run:
@@ -293,6 +326,7 @@ def _run(name: str, seed: int, row: TrainConfig, material: Material, runs: Path,
         return Run(name, seed, failed=str(error))
     cost = {
         "seconds": None if resume else seconds,  # a part of them would say nothing
+        "threads": torch.get_num_threads(),
         "steps": result.steps,
         "best_step": result.best_step,
         "trainable_parameters": count_parameters(network)["trainable"],

@@ -63,7 +63,7 @@ class Material:
                 )
 
 
-def gather(config: TrainConfig, folder: Path, *, console: Preparing) -> Material:
+def prepare_clips(config: TrainConfig, folder: Path, *, console: Preparing) -> Material:
     """Find or draw the clips, and cache those that are not yet: in `folder`/clips and `folder`/cache, or where the configuration says.
 
     Raises UsageError, ConfigError, EnvironmentMissingError or OutputError.

@@ -35,14 +35,14 @@ from dissonance.training.calibration import Calibration
 from dissonance.training.config import TrainConfig
 from dissonance.training.judge import ClipJudge, calibrate_cases, halve
 from dissonance.training.labels import Clip
-from dissonance.training.material import Material, Preparing, gather, trained_on
+from dissonance.training.material import Material, Preparing, prepare_clips, trained_on
 from dissonance.training.metrics import as_json
 from dissonance.training.scoring import ClipScore
 from dissonance.training.splits import of_split
 from dissonance.training.trainer import Report, Trainer, choose_device
 
 CHECKPOINT = "model.safetensors"
-_CONFIG, _LOCK = "config.json", "run.lock"
+_CONFIG, _LOCK, _PARTIAL = "config.json", "run.lock", ".*.partial"
 
 
 class Console(Report, Preparing, Protocol):
@@ -90,9 +90,11 @@ def train(config: TrainConfig, out: Path, *, resume: bool, overwrite: bool, cons
     choose_device(config.device)
     _make(out, resume=resume)
     with held(out / _LOCK, taken=f"Another run is at work in '{out}'. Wait for it to end, or choose another folder."):
+        for partial in out.glob(_PARTIAL):
+            partial.unlink()  # of a run that was killed
         _prepare(out, config, resume=resume, overwrite=overwrite)
         _keep_freed_memory()
-        return _train(config, out, resume=resume, console=console, material=material or gather(config, out, console=console))
+        return _train(config, out, resume=resume, console=console, material=material or prepare_clips(config, out, console=console))
 
 
 def _train(config: TrainConfig, out: Path, *, resume: bool, console: Console, material: Material) -> RunResult:
@@ -163,7 +165,7 @@ def _train(config: TrainConfig, out: Path, *, resume: bool, console: Console, ma
 def _make(out: Path, *, resume: bool) -> None:
     """Make OUT where there is none; see that one that is there is a run's."""
     if not (out / _CONFIG).is_file():
-        if out.is_dir() and any(path.name != _LOCK for path in out.iterdir()):
+        if out.is_dir() and any(path.name != _LOCK and not path.match(_PARTIAL) for path in out.iterdir()):
             raise UsageError(f"'{out}' holds files that no training run wrote. Choose an empty or a new folder.")
         if resume:
             raise UsageError(f"There is no run in '{out}' to resume. Leave --resume out.")

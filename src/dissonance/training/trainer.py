@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dissonance.errors import CheckpointError, EnvironmentMissingError, OutputError, TrainingDivergedError, UsageError, require_extra
+from dissonance.files import write_text
 from dissonance.model.checkpoint import save_checkpoint
 from dissonance.model.network import AudioVisualNetwork
 from dissonance.training.batches import Batch, Names, SampleLoader, batches
@@ -62,7 +63,7 @@ class RunLog:
         try:
             written = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.exists() else []
             whole = [line for line in written if line.endswith("\n")]  # a machine that went down may have left half a line
-            self._path.write_text("".join(line for line in whole if json.loads(line)["step"] <= from_step), encoding="utf-8")
+            write_text(self._path, "".join(line for line in whole if json.loads(line)["step"] <= from_step))
             self._stream = self._path.open("a", encoding="utf-8", buffering=1)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(f"Cannot write log '{self._path}': {error}. Remove the file, or free some space.") from error
