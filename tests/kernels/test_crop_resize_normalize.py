@@ -38,8 +38,7 @@ def of_pil(picture: NDArray[np.uint8], box: Box, size_px: int) -> NDArray[np.uin
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-@pytest.mark.parametrize("size_px", [16, 50])
-@pytest.mark.parametrize("tiling", [CropTiling(), COARSE], ids=["default", "coarse"])
+@pytest.mark.parametrize(("size_px", "tiling"), [(16, CropTiling()), (50, CropTiling()), (24, COARSE)], ids=["small", "large", "in many tiles"])
 def test_equals_pil_within_one_level_and_nearly_everywhere_exactly(size_px: int, tiling: CropTiling) -> None:
     """PIL's weights have 22 bits, so a sum that is nearly a half rounds to either side: often where a ratio is simple, as the whole frame's."""
     frames, boxes = noise(), list(BOXES.values())
