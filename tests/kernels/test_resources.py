@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dissonance.kernels import resources
+from dissonance.kernels import resources, survey
 from dissonance.kernels.survey import DIM, OUTPUTS
 from dissonance.kernels.tiling import Tiling
 
@@ -73,6 +73,13 @@ def test_every_product_runs_on_matrix_units(surveyed: list[dict[str, Any]]) -> N
         *((name, dtype, target) for name, dtype in (("crop", "fp16"), ("mel", "fp32")) for target in TARGETS),
     } <= set(found)
     assert all(counts["HMMA"] + counts["HGMMA"] > 0 for counts in found.values())
+
+
+def test_a_kernel_that_there_is_not_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        survey.main(["--types", "fp16", "--only", "mel"])
+    assert ended.value.code == 2
+    assert "there is no kernel 'mel' for fp16" in capsys.readouterr().err
 
 
 @pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="kernels are not interpreted where there is a GPU")

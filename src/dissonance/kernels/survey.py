@@ -99,9 +99,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--only", metavar="KERNEL", help="one of the names that are printed (default: all)")
     chosen = parser.parse_args(arguments)
     capabilities = [(int(target.split(".")[0]), int(target.split(".")[1])) for target in chosen.targets]
+    found = False
     for row in survey(chosen.types, capabilities, only=chosen.only):
+        found = True
         sys.stdout.write(json.dumps(row.as_row()) + "\n")
         sys.stdout.flush()
+    if not found:
+        parser.error(f"there is no kernel '{chosen.only}' for {', '.join(chosen.types)}")
 
 
 if __name__ == "__main__":

@@ -161,6 +161,7 @@ def ablate(request: Request, *, console: Console) -> dict[str, Any]:
         console.tell(
             f"left out: {', '.join(f'{count} {reason}' for reason, count in material.reasons().items())} (listed in each run's skipped.jsonl)"
         )
+    material.check()
     todo = [(name, seed) for seed in range(base.seed, base.seed + request.seeds) for name in rows if (name, seed) not in book.done]
     before, started_s = len(book.done), time.monotonic()
 

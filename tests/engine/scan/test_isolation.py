@@ -61,12 +61,18 @@ def test_a_fault_costs_its_own_file_only_after_a_second_try(fault: str, clips: l
         assert other["p_fake"] == pytest.approx(reference[uri]["p_fake"], abs=1e-5)
 
 
-@pytest.mark.parametrize("fault", ["hang", "stutter"])
-def test_a_decoder_that_falls_silent_is_given_up(fault: str, clips: list[Path], tmp_path: Path) -> None:
-    row, others = scan_with(fault, clips, tmp_path)
-    assert (row["status"], row["reason"]) == ("failed", "timeout")
-    assert "no sign of life for 15 s (limits.stall_timeout_s)" in str(row["detail"])
-    assert others.keys() == {str(clip) for clip in clips[1:3]}
+def test_decoders_that_fall_silent_are_given_up(clips: list[Path], tmp_path: Path) -> None:
+    """Two at the same time, for each is waited for, twice."""
+    bad = [tmp_path / f"bad.fault-{fault}.mp4" for fault in ("hang", "stutter")]
+    for path in bad:
+        shutil.copy(clips[0], path)
+    run_scan([clips[1], *bad, clips[2]], tmp_path / "out", config=ScanConfig(limits=LIMITS), workers=2)
+    rows = by_uri(tmp_path / "out")
+    for path in bad:
+        row = rows.pop(str(path))
+        assert (row["status"], row["reason"]) == ("failed", "timeout"), path
+        assert "no sign of life for 15 s (limits.stall_timeout_s)" in str(row["detail"])
+    assert {uri: row["status"] for uri, row in rows.items()} == {str(clip): "scored" for clip in clips[1:3]}
 
 
 def test_a_decoder_that_gets_nowhere_is_given_up(clips: list[Path], tmp_path: Path) -> None:
