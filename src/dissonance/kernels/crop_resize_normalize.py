@@ -82,6 +82,25 @@ def _to_byte(value):
 
 
 @triton.jit
+def _add_across(sums, at, inside, high, low):
+    """Adds the pixels of one colour times the weights of their columns."""
+    pixel = tl.load(at, mask=inside, other=0).to(tl.float16)
+    return tl.dot(pixel, low, tl.dot(pixel, high, sums))
+
+
+@triton.jit
+def _add_down(sums, rows, total, high, low):
+    """Adds the weights of rows times their pixels, which are bytes again."""
+    byte = _to_byte(tl.div_rn(rows, total[None, :])).to(tl.float16)
+    return tl.dot(low, byte, tl.dot(high, byte, sums))
+
+
+@triton.jit
+def _store(at, sums, total, scale, shift, inside):
+    tl.store(at, (_to_byte(tl.div_rn(sums, total[:, None])) * scale + shift).to(at.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _span(low, scale, first, count, side, limit):
     """The source pixels [begin, end) under the filter of outputs first ... min(first + count, side)."""
     last = tl.minimum(first + count, side) - 1
@@ -123,31 +142,24 @@ def _crop_kernel(
             high, low = _split(weight)
             at = frame + (i[:, None] * width + j[None, :]) * 3
             inside = (i < end_i)[:, None] & (j < end_j)[None, :]
-            pixel = tl.load(at, mask=inside, other=0).to(tl.float16)
-            row_red = tl.dot(pixel, low, tl.dot(pixel, high, row_red))
-            pixel = tl.load(at + 1, mask=inside, other=0).to(tl.float16)
-            row_green = tl.dot(pixel, low, tl.dot(pixel, high, row_green))
-            pixel = tl.load(at + 2, mask=inside, other=0).to(tl.float16)
-            row_blue = tl.dot(pixel, low, tl.dot(pixel, high, row_blue))
+            row_red = _add_across(row_red, at, inside, high, low)
+            row_green = _add_across(row_green, at + 1, inside, high, low)
+            row_blue = _add_across(row_blue, at + 2, inside, high, low)
         total_x = tl.where(total_x > 0.0, total_x, 1.0)  # 0 of columns beyond the crop
         weight = _weights(first_y, BLOCK_Y, low_y, scale_y, i, end_i)
         total_y += tl.sum(weight, 0)
         high, low = _split(tl.trans(weight))
-        byte = _to_byte(tl.div_rn(row_red, total_x[None, :])).to(tl.float16)
-        red = tl.dot(low, byte, tl.dot(high, byte, red))
-        byte = _to_byte(tl.div_rn(row_green, total_x[None, :])).to(tl.float16)
-        green = tl.dot(low, byte, tl.dot(high, byte, green))
-        byte = _to_byte(tl.div_rn(row_blue, total_x[None, :])).to(tl.float16)
-        blue = tl.dot(low, byte, tl.dot(high, byte, blue))
+        red = _add_down(red, row_red, total_x, high, low)
+        green = _add_down(green, row_green, total_x, high, low)
+        blue = _add_down(blue, row_blue, total_x, high, low)
 
     total_y = tl.where(total_y > 0.0, total_y, 1.0)
     y, x = first_y + tl.arange(0, BLOCK_Y), first_x + tl.arange(0, BLOCK_X)
     inside = (y < SIDE)[:, None] & (x < SIDE)[None, :]
     at = out_ptr + crop.to(tl.int64) * (3 * SIDE * SIDE) + y[:, None] * SIDE + x[None, :]
-    dtype = out_ptr.dtype.element_ty
-    tl.store(at, (_to_byte(tl.div_rn(red, total_y[:, None])) * scale_r + shift_r).to(dtype), mask=inside)
-    tl.store(at + SIDE * SIDE, (_to_byte(tl.div_rn(green, total_y[:, None])) * scale_g + shift_g).to(dtype), mask=inside)
-    tl.store(at + 2 * SIDE * SIDE, (_to_byte(tl.div_rn(blue, total_y[:, None])) * scale_b + shift_b).to(dtype), mask=inside)
+    _store(at, red, total_y, scale_r, shift_r, inside)
+    _store(at + SIDE * SIDE, green, total_y, scale_g, shift_g, inside)
+    _store(at + 2 * SIDE * SIDE, blue, total_y, scale_b, shift_b, inside)
 
 
 def crop_resize_normalize(
