@@ -58,7 +58,7 @@ def test_a_file_changed_after_opening_is_found_when_it_is_read(bundle: Bundle) -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": 1}, "schema version 1"),
         ({"colour": "red"}, "colour"),
         ({"trained": "perhaps"}, "trained"),
         ({"sha256": {}}, "does not list weights.safetensors"),

@@ -19,7 +19,7 @@ from dissonance.config import Fraction01, Frozen, ModelConfig, ProfileConfig
 from dissonance.errors import BundleError, OutputError, UsageError
 from dissonance.files import replacing, sync_folder, write_synced
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DEMO = "demo"
 REQUIRED_FILES = ("weights.safetensors", "visual.onnx", "audio.onnx", "head.onnx", "head_tail.onnx")
 
@@ -133,7 +133,7 @@ class PlanSpec(Frozen):
 class BundleSpec(Frozen):
     """`bundle.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model: ModelConfig
     crop: CropSpec
     mel: MelSpec = MelSpec()
@@ -170,6 +170,7 @@ class Bundle:
     path: Path
     spec: BundleSpec
     id: str
+    vouched: bool = False  # whoever opened it knew its id before
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, checked against bundle.json. Raises BundleError."""
@@ -223,9 +224,10 @@ def is_bundle(name: str | Path) -> bool:
     return (Path(name) / "bundle.json").is_file() or (not Path(name).exists() and str(name) in list_bundles())
 
 
-def open_bundle(name: str | Path) -> Bundle:
+def open_bundle(name: str | Path, *, sha256: str | None = None) -> Bundle:
     """Open a bundle by folder, or by the name of one that ships with the package, and check every file in it.
 
+    `sha256`: what its bundle.json must have, told by someone who is trusted, which vouches for all of it.
     Raises BundleError.
     """
     path = Path(name)
@@ -259,7 +261,9 @@ def open_bundle(name: str | Path) -> Bundle:
     bad = [listed for listed in spec.sha256 if listed != Path(listed).as_posix() or listed.startswith("/") or ".." in Path(listed).parts]
     if bad:
         raise BundleError(f"Bundle '{path}': bundle.json lists '{bad[0]}', which is not a plain path inside the bundle.")
-    bundle = Bundle(path=path, spec=spec, id=hashlib.sha256(raw).hexdigest())
+    bundle = Bundle(path=path, spec=spec, id=hashlib.sha256(raw).hexdigest(), vouched=sha256 is not None)
+    if sha256 is not None and sha256.lower() != bundle.id:
+        raise BundleError(f"Bundle '{path}' is not the one that was asked for: the SHA-256 of bundle.json is {bundle.id}, not {sha256}.")
     bundle.verify()
     return bundle
 

@@ -31,7 +31,7 @@ def test_the_interface_is_the_documented_one(exported: Exported) -> None:
     fv, fa, dim, fused, lags = 32, 16, 8, 12, 7
     expected = {
         "visual.onnx": (
-            {"pixels": ["frames", 3, 16, 16], "frame_index": ["frames"]},
+            {"crops": ["frames", 16, 16, 3], "frame_index": ["frames"]},
             {"features": ["frames", fv]},
         ),
         "audio.onnx": ({"mel": ["windows", 10, 4 * FRAMES], "mask": ["windows", FRAMES]}, {"features": ["windows", 2 * FRAMES, fa]}),
@@ -45,7 +45,7 @@ def test_the_interface_is_the_documented_one(exported: Exported) -> None:
             {"logit_visual": ["windows"], "logit_audio": ["windows"], "logit_fused": ["windows"]},
         ),
     }  # fmt: skip
-    types = {"mask": "tensor(bool)", "lag_valid": "tensor(bool)", "best_lag": "tensor(int64)", "frame_index": "tensor(int64)"}
+    types = {"crops": "tensor(uint8)", "mask": "tensor(bool)", "lag_valid": "tensor(bool)", "best_lag": "tensor(int64)", "frame_index": "tensor(int64)"}
     for name, (inputs, outputs) in expected.items():
         opened = session(exported.bundle, name)
         assert {item.name: item.shape for item in opened.get_inputs()} == inputs
@@ -61,17 +61,17 @@ def test_the_interface_is_the_documented_one(exported: Exported) -> None:
 @pytest.mark.parametrize("windows", [1, 5])
 def test_the_graphs_in_a_row_give_torchs_numbers(exported: Exported, windows: int) -> None:
     generator = torch.Generator().manual_seed(windows)
-    pixels = torch.rand(windows, FRAMES, 3, 16, 16, generator=generator)
+    crops = torch.randint(256, (windows, FRAMES, 16, 16, 3), generator=generator, dtype=torch.uint8)
     mel = torch.randn(windows, 10, 4 * FRAMES, generator=generator)
     mask = first_frames(*(FRAMES, 4, 1, FRAMES, 0)[:windows])
     index = np.tile(np.arange(FRAMES), windows)
-    (visual,) = session(exported.bundle, "visual.onnx").run(None, {"pixels": pixels.flatten(0, 1).numpy(), "frame_index": index})
+    (visual,) = session(exported.bundle, "visual.onnx").run(None, {"crops": crops.flatten(0, 1).numpy(), "frame_index": index})
     (audio,) = session(exported.bundle, "audio.onnx").run(None, {"mel": mel.numpy(), "mask": mask.numpy()})
     names = [item.name for item in session(exported.bundle, "head.onnx").get_outputs()]
     feed = {"visual": visual.reshape(windows, FRAMES, -1), "audio": audio, "mask": mask.numpy()}
     found = dict(zip(names, session(exported.bundle, "head.onnx").run(None, feed), strict=True))
     with torch.inference_mode():
-        out = exported.network(pixels, mel, mask)
+        out = exported.network(crops.permute(0, 1, 4, 2, 3) / 255.0, mel, mask)
     for name, value in found.items():
         expected = getattr(out, name) if name.startswith("logit") else getattr(out.match, name)
         np.testing.assert_allclose(value, expected.numpy(), atol=2e-5, rtol=0, err_msg=name)
@@ -134,7 +134,7 @@ def test_the_other_visual_forms_export(prompts: dict[str, Any]) -> None:
     data, errors = export_one(tiny_network(layers=2, prompts=prompts), "visual.onnx")
     assert max(errors.values()) < 1e-5
     inputs = {item.name for item in onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).get_inputs()}
-    assert inputs == ({"pixels", "frame_index"} if prompts.get("per_frame") else {"pixels"})
+    assert inputs == ({"crops", "frame_index"} if prompts.get("per_frame") else {"crops"})
 
 
 @pytest.mark.parametrize("form", ["prepend", "none"])

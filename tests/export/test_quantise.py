@@ -17,7 +17,7 @@ from dissonance.export.quantise import quantised, weight_products
 DEMO = open_bundle("demo")
 MODEL = DEMO.spec.model
 RNG = np.random.default_rng(5)
-PIXELS = RNG.random((6, 3, MODEL.visual.image_size, MODEL.visual.image_size), np.float32)
+CROPS = RNG.integers(0, 256, (24, MODEL.visual.image_size, MODEL.visual.image_size, 3), np.uint8)
 MEL = RNG.standard_normal((6, MODEL.audio.mel_bins, 4 * MODEL.frames)).astype(np.float32)
 MASK = np.arange(MODEL.frames) < np.array([[MODEL.frames], [9], [1], [MODEL.frames], [4], [MODEL.frames]])
 Feeds = dict[str, NDArray[Any]]
@@ -63,17 +63,18 @@ def test_a_row_of_zeros_gives_zeros_and_nan_stays_nan() -> None:
     assert np.isfinite(found[2]).all()
 
 
-@pytest.mark.parametrize(("name", "feeds"), [("visual.onnx", {"pixels": PIXELS}), ("audio.onnx", {"mel": MEL, "mask": MASK})])
+@pytest.mark.parametrize(("name", "feeds"), [("visual.onnx", {"crops": CROPS}), ("audio.onnx", {"mel": MEL, "mask": MASK})])
 def test_no_batch_mate_moves_a_single_bit(name: str, feeds: Feeds) -> None:
     data = quantised(DEMO.read(name))
     together = run(data, feeds)
     for row in range(len(together)):
         assert (run(data, {key: value[row : row + 1] for key, value in feeds.items()})[0] == together[row]).all()
-    loud = {key: value if value.dtype == bool else np.concatenate([value[:3], 1e4 * value[3:]]) for key, value in feeds.items()}
+    loudest = {"crops": np.where(CROPS > 127, 255, 0).astype(np.uint8), "mel": 1e4 * MEL, "mask": MASK}
+    loud = {key: np.concatenate([value[:3], loudest[key][3:]]) for key, value in feeds.items()}
     assert (run(data, loud)[:3] == together[:3]).all()
 
 
-@pytest.mark.parametrize(("name", "feeds"), [("visual.onnx", {"pixels": PIXELS}), ("audio.onnx", {"mel": MEL, "mask": MASK})])
+@pytest.mark.parametrize(("name", "feeds"), [("visual.onnx", {"crops": CROPS}), ("audio.onnx", {"mel": MEL, "mask": MASK})])
 def test_features_stay_close_and_the_mlps_are_what_is_quantised(name: str, feeds: Feeds) -> None:
     before = onnx.load_from_string(DEMO.read(name))
     after = onnx.load_from_string(quantised(DEMO.read(name)))
@@ -85,7 +86,9 @@ def test_features_stay_close_and_the_mlps_are_what_is_quantised(name: str, feeds
     if "mask" in feeds:
         valid = np.repeat(MASK, 2, axis=1)
         expected, found = expected[valid], found[valid]
-    assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 0.01
+    errors = np.sqrt(np.mean((found - expected) ** 2, axis=1) / np.mean(expected**2, axis=1))
+    assert np.median(errors) < 0.01
+    assert errors.max() < 0.05
 
 
 @pytest.mark.parametrize("stride", [1, 2])

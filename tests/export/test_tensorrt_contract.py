@@ -157,7 +157,7 @@ class Double:
             num_inputs, num_layers = 2, 3
 
             def get_input(self, number: int) -> Any:
-                return (SimpleNamespace(name="pixels", shape=(-1, 3, 8, 8)), SimpleNamespace(name="frame_index", shape=(-1,)))[number]
+                return (SimpleNamespace(name="crops", shape=(-1, 8, 8, 3)), SimpleNamespace(name="frame_index", shape=(-1,)))[number]
 
             def get_layer(self, number: int) -> Any:
                 return SimpleNamespace(type=("matmul", "softmax", "matmul")[number])
@@ -263,7 +263,7 @@ def test_tensorrt_is_called_in_its_order(job: PlanJob) -> None:
         ("create_timing_cache", b""), ("set_timing_cache", b"", False),
     ]  # fmt: skip
     assert trt.calls[-5:-3] == [
-        ("set_shape", "pixels", [1, 3, 8, 8], [8, 3, 8, 8], [32, 3, 8, 8]),
+        ("set_shape", "crops", [1, 8, 8, 3], [8, 8, 8, 3], [32, 8, 8, 3]),
         ("set_shape", "frame_index", [1], [8], [32]),
     ]
     assert [call[0] for call in trt.calls[-3:]] == ["add_optimization_profile", "build_serialized_network", "deserialize_cuda_engine"]

@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from dissonance.bundle import Bundle, graph_file
 from dissonance.export.fold import Folded
-from dissonance.export.onnx import graphs
+from dissonance.export.onnx import FromCrops, graphs
 from dissonance.export.typed import DTYPES, Typed, typed
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import AudioVisualNetwork
@@ -57,7 +57,7 @@ def test_products_read_16_bits_and_norms_and_the_stream_are_float32(precision: A
                 assert set(of) == {TensorProto.FLOAT}, node.name
                 assert [attribute.i for attribute in node.attribute if attribute.name == "stash_type"] in ([], [TensorProto.FLOAT])  # its default
         assert [types[value.name] for value in model.graph.output] == [TensorProto.FLOAT]
-        assert types[model.graph.input[0].name] == half
+        assert types[model.graph.input[0].name] == {"visual.onnx": TensorProto.UINT8, "audio.onnx": TensorProto.FLOAT}[graph.name]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -78,16 +78,18 @@ def test_the_constants_in_float32_are_norms_and_what_joins_the_stream(half_demo:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.inference_mode()
 def test_features_are_as_near_to_float32_as_rounded_weights_are(demo: AudioVisualNetwork, precision: Any) -> None:
-    """RMS error of at most 1.5 units of roundoff, of the features' RMS; with the stream in 16 bits it is 1.7 to 2 in this network."""
+    """RMS error of a frame or token of at most 1.5 units of roundoff, of its RMS; with the stream in 16 bits it is 1.7 to 2 in this network."""
     for graph in graphs(demo)[:2]:
-        example = graph.example(3, torch.Generator().manual_seed(1))
-        narrow = [value.to(DTYPES[precision]) if value.is_floating_point() else value for value in example]
-        expected, found = graph.original(*example), Typed(graph.module, DTYPES[precision])(*narrow)  # type: ignore[arg-type]
+        example = graph.example(24, torch.Generator().manual_seed(1))
+        folded = graph.module
+        narrow = FromCrops(Typed(folded.encoder, DTYPES[precision])) if isinstance(folded, FromCrops) else Typed(folded, DTYPES[precision])
+        expected, found = graph.original(*example), narrow(*example)
         if graph.name == "audio.onnx":
             valid = example[1].repeat_interleave(2, dim=1)
             expected, found = expected[valid], found[valid]
         assert found.dtype == torch.float32
-        assert ((found - expected).square().mean() / expected.square().mean()).sqrt() < 1.5 * ROUNDOFF[precision]
+        errors = ((found - expected).square().mean(dim=1) / expected.square().mean(dim=1)).sqrt()
+        assert errors.median() < 1.5 * ROUNDOFF[precision]
 
 
 @torch.inference_mode()
@@ -96,8 +98,7 @@ def test_the_fp16_files_give_these_features_in_onnx_runtime(demo: AudioVisualNet
     for graph in graphs(demo)[:2]:
         example = graph.example(3, torch.Generator().manual_seed(1))
         session = onnxruntime.InferenceSession(half_demo.read(graph_file(graph.name, "fp16")), providers=["CPUExecutionProvider"])
-        arrays = [(value.half() if value.is_floating_point() else value).numpy() for value in example]
-        (found,) = session.run(None, dict(zip(graph.inputs, arrays, strict=True)))
+        (found,) = session.run(None, dict(zip(graph.inputs, (value.numpy() for value in example), strict=True)))
         expected = graph.original(*example).numpy()
         if graph.name == "audio.onnx":
             valid = example[1].repeat_interleave(2, dim=1).numpy()
@@ -112,7 +113,7 @@ def test_padding_is_never_heard(precision: Any) -> None:
     """A padded window gives what its valid part alone gives, up to rounding, and one without a valid frame gives numbers."""
     dtype = DTYPES[precision]
     sound = Typed(Folded(tiny_network()).audio, dtype)
-    mel = torch.randn(2, 10, 4 * FRAMES, generator=torch.Generator().manual_seed(3)).to(dtype)
+    mel = torch.randn(2, 10, 4 * FRAMES, generator=torch.Generator().manual_seed(3))
     padded = sound(mel, torch.arange(FRAMES)[None, :] < torch.tensor([[4], [0]]))
     alone = sound(mel[:1, :, :16], torch.ones(1, 4, dtype=torch.bool))
     assert (padded[:1, :8] - alone).square().mean().sqrt() < ROUNDOFF[precision] * alone.square().mean().sqrt()

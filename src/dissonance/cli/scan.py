@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from dissonance import errors
 from dissonance.bundle import Precision
-from dissonance.cli.options import SHOWN_ROWS, BundleOption, JsonOption
+from dissonance.cli.options import SHOWN_ROWS, BundleHashOption, BundleOption, JsonOption
 from dissonance.config import ScanConfig, load_config, parse_config
 
 if TYPE_CHECKING:  # --help needs none of them
@@ -65,15 +65,21 @@ def scan(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     bundle: BundleOption = "demo",
+    bundle_sha256: BundleHashOption = None,
     config: Annotated[Path | None, typer.Option(help="A scan config in YAML; configs/scan/default.yaml lists every key.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where inference runs.")] = "auto",
     decoder: Annotated[Literal["auto", "pyav"], typer.Option(help="What decodes video.")] = "auto",
     runtime: Annotated[
-        Literal["auto", "onnxruntime", "torch"], typer.Option(help="What runs the network; auto: onnxruntime. torch reads the bundle's weights.")
+        Literal["auto", "onnxruntime", "torch", "tensorrt"],
+        typer.Option(help="What runs the network; auto: onnxruntime. torch reads the bundle's weights, tensorrt the plans that `build` made."),
     ] = "auto",
     precision: Annotated[
-        Precision, typer.Option(help="Of the encoders, one that the bundle has. int8 is for CPUs; fp8 and int8-qdq are for TensorRT, and slow here.")
-    ] = "float32",
+        Precision | None,
+        typer.Option(
+            help="Of the encoders, one that the bundle has. int8 is for CPUs; fp8 and int8-qdq are for TensorRT, and slow elsewhere. "
+            "\\[default: float32; for tensorrt the first it has plans in]",
+        ),
+    ] = None,
     detector: Annotated[Literal["haar", "yunet", "boxes"] | None, typer.Option(help="What finds faces. \\[default: haar]")] = None,
     yunet_model: Annotated[Path | None, typer.Option(help="The YuNet ONNX file, for --detector yunet.")] = None,
     boxes: Annotated[Path | None, typer.Option(help="CSV or JSONL of boxes, for --detector boxes.")] = None,
@@ -101,7 +107,7 @@ def scan(
     tolerated = _tolerated_failures(max_failures)
     execution = {"workers": workers, "threads": threads, "batch_frames": batch_frames, "batch_windows": batch_windows}
     settings = scan_config(config, detector=detector, yunet_model=yunet_model, boxes=boxes, execution=execution)
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, sha256=bundle_sha256)
     console = stderr()
     _warn(console, opened, settings)
     loaded = open_runtime(opened, name=runtime, device=device, precision=precision, threads=settings.execution.threads)

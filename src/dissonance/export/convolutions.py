@@ -14,7 +14,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 def as_products(model: ModelProto) -> None:
     """Replace the convolutions of an encoder: 1-D ones of any stride, and 2-D ones whose kernel is their stride (patches)."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    sizes = {value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim] for value in model.graph.input}
+    values = (*model.graph.input, *model.graph.value_info)
+    sizes = {value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim] for value in values}
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         if node.op_type != "Conv":

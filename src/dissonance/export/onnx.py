@@ -2,7 +2,7 @@
 
 | graph | inputs | outputs |
 | --- | --- | --- |
-| visual.onnx | pixels (frames, 3, S, S) in [0, 1]; frame_index (frames,) int64 under per_frame | features (frames, Fv) |
+| visual.onnx | crops (frames, S, S, 3) uint8 RGB; frame_index (frames,) int64 under per_frame | features (frames, Fv) |
 | audio.onnx | mel (windows, bins, 4T), mask (windows, T) bool | features (windows, 2T, Fa) |
 | head.onnx | visual (windows, T, Fv), audio (windows, 2T, Fa), mask (windows, T) bool | HEAD_OUTPUTS |
 | head_tail.onnx | fused (windows, T, H), visual (windows, T, D), audio (windows, T, D), mask (windows, T) bool | LOGITS |
@@ -53,6 +53,22 @@ class HeadGraph(nn.Module):
         )  # fmt: skip
 
 
+class FromCrops(nn.Module):
+    """A visual encoder that takes crops as they are cut: a quarter of float32's bytes to move, and one interface in every precision.
+
+    The cast comes first: TensorRT takes bytes as a network's input, and nowhere else. 1/255 stays out of the weights, which fp16 could not hold then.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, crops: Tensor, frame_index: Tensor | None = None) -> Tensor:
+        """(frames, S, S, 3) uint8 RGB, and each one's place in its window -> (frames, Fv)."""
+        features: Tensor = self.encoder(crops.float().permute(0, 3, 1, 2) / 255.0, frame_index)
+        return features
+
+
 @dataclass(frozen=True)
 class Graph:
     """One graph to export: a module, how to make inputs for a batch of a given size, and what they and the outputs are called."""
@@ -84,8 +100,8 @@ def graphs(network: AudioVisualNetwork, folds: Collection[Fold] = FOLDS) -> list
         return nn.functional.normalize(normal(generator, windows, frames, config.head.dim), dim=-1) * mask(windows)[:, :, None]
 
     def visual_example(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        pixels = torch.rand(batch, 3, size, size, generator=generator)
-        return (pixels, torch.randint(frames, (batch,), generator=generator)) if network.visual.takes_frame_index else (pixels,)
+        crops = torch.randint(256, (batch, size, size, 3), generator=generator, dtype=torch.uint8)
+        return (crops, torch.randint(frames, (batch,), generator=generator)) if network.visual.takes_frame_index else (crops,)
 
     def audio_example(batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         return normal(generator, batch, config.audio.mel_bins, MEL_FRAMES_PER_FRAME * frames), mask(batch)
@@ -99,9 +115,9 @@ def graphs(network: AudioVisualNetwork, folds: Collection[Fold] = FOLDS) -> list
         return fused, unit(generator, batch), unit(generator, batch), mask(batch)
 
     tail: HeadTail = network.head.tail
-    pixels = ("pixels", "frame_index") if network.visual.takes_frame_index else ("pixels",)
+    crops = ("crops", "frame_index") if network.visual.takes_frame_index else ("crops",)
     return [
-        Graph("visual.onnx", folded.visual, network.visual, "frames", pixels, ("features",), visual_example),
+        Graph("visual.onnx", FromCrops(folded.visual), FromCrops(network.visual), "frames", crops, ("features",), visual_example),
         Graph("audio.onnx", folded.audio, network.audio, "windows", ("mel", "mask"), ("features",), audio_example),
         Graph("head.onnx", head, head, "windows", ("visual", "audio", "mask"), HEAD_OUTPUTS, head_example),
         Graph("head_tail.onnx", tail, tail, "windows", ("fused", "visual", "audio", "mask"), LOGITS, tail_example),

@@ -54,8 +54,7 @@ def noise_samples() -> Samples:
         generator = torch.Generator().manual_seed(0)
         for _ in range(NOISE_BATCHES):
             example = graph.example(NOISE_BATCH, generator)
-            arrays = [(value.half() if value.is_floating_point() else value).numpy() for value in example]
-            yield dict(zip(graph.inputs, arrays, strict=True))
+            yield dict(zip(graph.inputs, (value.numpy() for value in example), strict=True))
 
     return Samples("noise", feeds)
 
@@ -65,24 +64,24 @@ def clip_samples(clips: Clips, *, spec: BundleSpec, scan: ScanConfig) -> Samples
 
     Raises BundleError where no clip has such a window.
     """
-    frames: list[tuple[NDArray[np.float16], NDArray[np.int64]]] = []
-    sounds: list[NDArray[np.float16]] = []
+    frames: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
+    sounds: list[NDArray[np.float32]] = []
     share = -(-MOST_WINDOWS // max(1, len(clips.files)))
     for path in clips.files:
         for number, window in enumerate(whole_windows(path, spec=spec, scan=scan)):
             if number == share or len(sounds) == MOST_WINDOWS:
                 break
             index = np.arange(len(sounds) % min(FRAMES_APART, spec.model.frames), spec.model.frames, FRAMES_APART)
-            frames.append(((window.new_crops[index].transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float16), index))
+            frames.append((window.new_crops[index], index))
             assert window.mel is not None
-            sounds.append(window.mel.astype(np.float16))
+            sounds.append(window.mel)
     if not sounds:
         raise BundleError(f"Nothing to quantise on: no window of {clips.origin} has both a face and sound. Give such clips with --quantise-on.")
 
     def feeds(graph: Graph) -> Iterator[Feeds]:
         if graph.name == "visual.onnx":
-            for pixels, index in frames:
-                yield {"pixels": pixels, "frame_index": index} if "frame_index" in graph.inputs else {"pixels": pixels}
+            for crops, index in frames:
+                yield {"crops": crops, "frame_index": index} if "frame_index" in graph.inputs else {"crops": crops}
         else:
             for mel in sounds:
                 yield {"mel": mel[None], "mask": np.ones((1, spec.model.frames), np.bool_)}

@@ -5,9 +5,9 @@ from typing import Literal
 from dissonance.bundle import Bundle, Precision
 from dissonance.engine.runtime.base import Runtime
 from dissonance.engine.runtime.onnx_runtime import OnnxRuntime
-from dissonance.errors import require_extra
+from dissonance.errors import UsageError, require_extra
 
-RuntimeName = Literal["auto", "onnxruntime", "torch"]
+RuntimeName = Literal["auto", "onnxruntime", "torch", "tensorrt"]
 
 
 def open_runtime(
@@ -15,13 +15,21 @@ def open_runtime(
     *,
     name: RuntimeName = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Precision = "float32",
+    precision: Precision | None = None,
     threads: int = 0,
 ) -> Runtime:
     """Load a bundle into a runtime, its encoders in this precision. `auto` is ONNX Runtime, and for it the CPU; for torch, a GPU where it finds one.
 
-    Raises EnvironmentMissingError, BundleError.
+    No precision: float32, and for tensorrt the first that the bundle has plans in (fp16, bf16, ...).
+    Raises UsageError, EnvironmentMissingError, BundleError.
     """
+    if name == "tensorrt":
+        if device == "cpu":
+            raise UsageError("--runtime tensorrt is for GPUs: leave out --device cpu, or choose --runtime onnxruntime.")
+        from dissonance.engine.runtime.tensorrt_runtime import open_tensorrt_runtime
+
+        return open_tensorrt_runtime(bundle, precision=precision)
+    precision = precision or "float32"
     if name == "torch":
         require_extra("gpu", "--runtime torch", "torch", "safetensors")
         from dissonance.engine.runtime.torch_runtime import open_torch_runtime

@@ -3,7 +3,7 @@
 A runtime is told batches and returns float32 arrays on the host. No number it returns depends on what else is in the batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,9 @@ class HeadOutput:
     lag_profile: FloatArray  # (windows, 2 L + 1): mean similarity at lag -L..L frames; d > 0: the sound comes later
     lag_valid: NDArray[np.bool_]  # (windows, 2 L + 1): whether that lag has any valid pair
     best_lag: NDArray[np.int64]  # (windows,): meaningful where any of lag_valid is true
+
+
+HEAD_OUTPUTS = tuple(field.name for field in fields(HeadOutput))  # as the graphs call them
 
 
 class Runtime(Protocol):

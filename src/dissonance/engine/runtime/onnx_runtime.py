@@ -1,18 +1,15 @@
 """The bundle's ONNX graphs through ONNX Runtime, on a CPU or with CUDA."""
 
 import importlib
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dissonance.bundle import Bundle, Precision, StaticPrecision, graph_file
-from dissonance.engine.runtime.base import FloatArray, HeadOutput
+from dissonance.bundle import Bundle, Precision, graph_file
+from dissonance.engine.runtime.base import HEAD_OUTPUTS, FloatArray, HeadOutput
 from dissonance.errors import BundleError, EnvironmentMissingError, missing_extra
 from dissonance.machine import available_cores
-
-HEAD_OUTPUTS = ("logit_visual", "logit_audio", "logit_fused", "matched", "lag_profile", "lag_valid", "best_lag")
-
 
 class OnnxRuntime:
     """`Runtime` over ONNX Runtime.
@@ -40,7 +37,6 @@ class OnnxRuntime:
             )
         self.name = f"onnxruntime-{device}" + ("" if precision == "float32" else f"-{precision}")
         self.precision: Precision = precision
-        self._floats = np.float16 if precision in ("fp16", *get_args(StaticPrecision)) else np.float32  # what the encoders take
         self._bundle = bundle
         self._per_frame = bundle.spec.model.visual.prompts.per_frame
         self._visual = self._session(ort, graph_file("visual.onnx", precision), provider, threads)
@@ -59,16 +55,14 @@ class OnnxRuntime:
             raise BundleError(f"Bundle '{self._bundle.path}': ONNX Runtime {ort.__version__} cannot load '{name}': {error}") from error
 
     def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
-        pixels = np.ascontiguousarray(crops.transpose(0, 3, 1, 2), dtype=np.float32)
-        pixels /= 255.0
-        feeds: dict[str, NDArray[Any]] = {"pixels": pixels.astype(self._floats, copy=False)}
+        feeds: dict[str, NDArray[Any]] = {"crops": crops}
         if self._per_frame:
             feeds["frame_index"] = frame_index
         features: FloatArray = self._visual.run(["features"], feeds)[0]
         return features
 
     def encode_sound(self, mel: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
-        features: FloatArray = self._audio.run(["features"], {"mel": mel.astype(self._floats, copy=False), "mask": mask})[0]
+        features: FloatArray = self._audio.run(["features"], {"mel": mel, "mask": mask})[0]
         return features
 
     def run_head(self, visual: FloatArray, audio: FloatArray, mask: NDArray[np.bool_]) -> HeadOutput:

@@ -1,0 +1,284 @@
+"""A bundle's TensorRT plans as a runtime: one code path for TensorRT 10.13 to 11.x and TensorRT-RTX. No GPU has run it yet.
+
+Each plan has, for each batch size in powers of two, an execution context of its own with its memory, bound once, and a CUDA graph: a batch is a copy
+in, one launch and a copy out, with nothing in between. That is there once a lane, which is a stream of its own: of two calls at the same time, from
+two threads, one copies while the other computes. Plans take crops as bytes and everything else as the host has it, so nothing is converted here.
+"""
+
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dissonance.bundle import Bundle, PlanSpec, Precision
+from dissonance.engine.runtime.base import HEAD_OUTPUTS, FloatArray, HeadOutput, Runtime
+from dissonance.engine.runtime.buckets import Buckets, GpuMemoryError
+from dissonance.engine.runtime.cuda import Cuda, CudaPython
+from dissonance.engine.runtime.plans import choose_plans, read_plan
+from dissonance.engine.runtime.tensorrt_library import TITLES, Flavour, load_library, probe_library
+from dissonance.errors import BundleError, EnvironmentMissingError
+from dissonance.machine import Gpu, find_gpus
+
+LANES = 2
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class TensorRTRuntime(Runtime):
+    """`Runtime` over a folder of plans. May be called from several threads."""
+
+    def __init__(self, trt: Any, cuda: Cuda, bundle: Bundle, folder: str) -> None:
+        """Load the plans in `folder` of a bundle with the module `trt`. Raises BundleError, EnvironmentMissingError."""
+        spec = bundle.spec.plans[folder]
+        self.name = f"{spec.flavour}-{spec.precision}"
+        self.precision: Precision = spec.precision
+        self._library = _Library(trt, spec)
+        self._per_frame = bundle.spec.model.visual.prompts.per_frame
+        self._visual, self._audio, self._head = (
+            _Plan(self._library, cuda, bundle, folder, name) for name in ("visual.plan", "audio.plan", "head.plan")
+        )
+        self._lanes: queue.LifoQueue[_Lane] = queue.LifoQueue()
+        for number in range(LANES):
+            self._lanes.put(_Lane(number, cuda.stream()))
+
+    def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
+        inputs = {"crops": crops, "frame_index": frame_index} if self._per_frame else {"crops": crops}
+        return self._run(self._visual, inputs, ("features",))["features"]
+
+    def encode_sound(self, mel: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
+        return self._run(self._audio, {"mel": mel, "mask": mask}, ("features",))["features"]
+
+    def run_head(self, visual: FloatArray, audio: FloatArray, mask: NDArray[np.bool_]) -> HeadOutput:
+        return HeadOutput(**self._run(self._head, {"visual": visual, "audio": audio, "mask": mask}, HEAD_OUTPUTS))
+
+    def _run(self, plan: "_Plan", inputs: Arrays, outputs: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+        lane = self._lanes.get()
+        try:
+            return plan.run(inputs, outputs, lane)
+        finally:
+            self._lanes.put(lane)
+
+
+@dataclass(frozen=True)
+class _Lane:
+    number: int
+    stream: int
+
+
+class _Library:
+    """The module `trt` with what it said, and what the two flavours call by different names."""
+
+    def __init__(self, trt: Any, spec: PlanSpec) -> None:
+        self.trt, self.title = trt, f"{TITLES[spec.flavour]} {trt.__version__}"
+        self._rtx = spec.flavour == "tensorrt_rtx"
+        self._log = _make_log(trt)
+        self._runtime = trt.Runtime(self._log)
+        if spec.options.get("version_compatible"):
+            self._runtime.engine_host_code_allowed = True  # such a plan brings code of the library that built it
+        types = trt.DataType
+        self.types = {types.FLOAT: np.float32, types.UINT8: np.uint8, types.BOOL: np.bool_, types.INT64: np.int64, types.INT32: np.int32}
+
+    def load(self, plan: bytes) -> Any:
+        """An engine, or None."""
+        return self._runtime.deserialize_cuda_engine(plan)
+
+    def context(self, engine: Any) -> Any:
+        """An execution context of an engine that is given its memory; None where there is none to be had.
+
+        TensorRT-RTX compiles kernels when a context first meets a shape: at once, not in the background, or a graph would keep the slow ones.
+        """
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self._rtx:
+            return engine.create_execution_context(strategy)
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        return engine.create_execution_context(config)
+
+    def told(self) -> str:
+        """What the library last said was wrong, once."""
+        words, self._log.errors = " ".join(self._log.errors[-2:]), []
+        return words[:400] or "it gave no reason"
+
+    def out_of_memory(self, words: str) -> bool:
+        """Whether that was for want of memory."""
+        return "out of memory" in words.lower() or "outofmemory" in words.lower()
+
+
+class _Plan:
+    """One plan: loaded, its tensors known, its batches run."""
+
+    def __init__(self, library: _Library, cuda: Cuda, bundle: Bundle, folder: str, name: str) -> None:
+        profile = bundle.spec.plans[folder].graphs[name].profile
+        self._library, self._cuda, self._where = library, cuda, f"Bundle '{bundle.path}': '{folder}/{name}'"
+        self._buckets = Buckets(name.removesuffix(".plan"), smallest=profile.min, largest=profile.max)
+        self._engine = library.load(read_plan(bundle, folder, name))
+        if self._engine is None:
+            raise BundleError(f"{self._where} does not load in {library.title}: {library.told()}. Build it again with: dissonance build")
+        self._tensors = dict(self._read_tensors())
+        self._places: dict[tuple[int, int], _Place] = {}
+        self._laying_out = threading.Lock()
+
+    def _read_tensors(self) -> Iterator[tuple[str, "_Tensor"]]:
+        trt, engine = self._library.trt, self._engine
+        for number in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(number)
+            kind, shape = self._library.types.get(engine.get_tensor_dtype(name)), tuple(engine.get_tensor_shape(name))
+            if kind is None or not shape or shape[0] != -1 or -1 in shape[1:]:
+                raise BundleError(f"{self._where} has a tensor '{name}' of another type or shape than this release builds. Build it again.")
+            yield name, _Tensor(np.dtype(kind), shape[1:], given=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
+
+    def run(self, inputs: Arrays, outputs: tuple[str, ...], lane: _Lane) -> dict[str, NDArray[Any]]:
+        """What the plan says of `inputs`, which have as many rows each. Raises BundleError where they are not what it takes."""
+        for name in {*(name for name, tensor in self._tensors.items() if tensor.given), *inputs}:
+            tensor, values = self._tensors.get(name), inputs.get(name)
+            if tensor is None or values is None or (values.dtype, values.shape[1:]) != (tensor.dtype, tensor.shape):
+                raise BundleError(f"{self._where} does not take this bundle's '{name}'. Build it again with: dissonance build")
+        rows = len(next(iter(inputs.values())))
+        results = {name: np.empty((rows, *self._tensors[name].shape), self._tensors[name].dtype) for name in outputs}
+
+        def part(chosen: slice, size: int) -> None:
+            if (size, lane.number) not in self._places:
+                with self._laying_out:
+                    self._places[size, lane.number] = self._lay_out(size, lane)
+            place = self._places[size, lane.number]
+            count = chosen.stop - chosen.start
+            for name, values in inputs.items():
+                place.hosts[name][:count] = values[chosen]
+                self._cuda.upload(place.addresses[name], _bytes(place.hosts[name][:count]), lane.stream)
+            place.enqueue()
+            for name in outputs:
+                self._cuda.download(_bytes(place.hosts[name][:count]), place.addresses[name], lane.stream)
+            self._cuda.wait(lane.stream)
+            for name in outputs:
+                results[name][chosen] = place.hosts[name][:count]
+
+        self._buckets.run(rows, part)
+        return results
+
+    def _lay_out(self, size: int, lane: _Lane) -> "_Place":
+        """Memory, context and graph for batches of `size`. Raises GpuMemoryError, with all of it free again."""
+        cuda, addresses, taken = self._cuda, {}, list[int]()
+        try:
+            hosts = {}
+            for name, tensor in self._tensors.items():
+                hosts[name] = cuda.pinned(tensor.row_bytes * size).view(tensor.dtype).reshape(size, *tensor.shape)
+                addresses[name] = cuda.allocate(tensor.row_bytes * size)
+                taken.append(addresses[name])
+            context = self._library.context(self._engine)
+            self._must(context is not None)
+            for name, tensor in self._tensors.items():
+                if tensor.given:
+                    self._must(context.set_input_shape(name, (size, *tensor.shape)))
+                self._must(context.set_tensor_address(name, addresses[name]))
+            scratch = context.update_device_memory_size_for_shapes()
+            taken.append(cuda.allocate(scratch))
+            context.set_device_memory(taken[-1], scratch)
+            return _Place(hosts, addresses, context, self._graph(context, lane.stream))
+        except GpuMemoryError:
+            for address in taken:
+                cuda.free(address)
+            raise
+
+    def _graph(self, context: Any, stream: int) -> Callable[[], None]:
+        """What queues one run of a context: its graph's launch, or the context's own where it cannot be captured."""
+
+        def execute() -> None:
+            self._must(context.execute_async_v3(stream))
+
+        execute()  # what the library sets up when it first runs must not be captured
+        self._cuda.wait(stream)
+        if not getattr(context, "is_stream_capturable", lambda _: True)(stream):
+            return execute
+        graph = self._cuda.capture(execute, stream)
+        return lambda: self._cuda.launch(graph, stream)
+
+    def _must(self, done: bool) -> None:
+        if not done:
+            words = self._library.told()
+            if self._library.out_of_memory(words):
+                raise GpuMemoryError(words)
+            raise EnvironmentMissingError(f"{self._where}: {self._library.title} cannot run it: {words}. Build it again with: dissonance build")
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]  # of one row
+    given: bool  # an input
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where batches of one size are: pinned arrays of the host, addresses on the GPU, and what queues a run from the ones to the others."""
+
+    hosts: dict[str, NDArray[Any]]
+    addresses: dict[str, int]
+    context: Any  # whose memory the graph uses
+    enqueue: Callable[[], None]
+
+
+def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return values.reshape(-1).view(np.uint8)
+
+
+def _make_log(trt: Any) -> Any:
+    severity = trt.ILogger.Severity
+    grave = (severity.ERROR, severity.INTERNAL_ERROR)
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        """Keeps what the library says is wrong."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            """Called by the library."""
+            if severity in grave:
+                self.errors = [*self.errors[-9:], message]
+
+    return Log()
+
+
+def installed_libraries() -> dict[Flavour, str]:
+    """The versions of the flavours that load here, in the order of preference. Raises EnvironmentMissingError where none does."""
+    versions: dict[Flavour, str] = {}
+    reasons = []
+    for flavour in TITLES:
+        try:
+            versions[flavour] = probe_library(flavour)
+        except EnvironmentMissingError as error:
+            reasons.append(str(error))
+    if not versions:
+        raise EnvironmentMissingError("--runtime tensorrt: " + " ".join(reasons))
+    return versions
+
+
+def open_tensorrt_runtime(bundle: Bundle, *, precision: Precision | None) -> TensorRTRuntime:
+    """The plans of a bundle that fit this machine's first GPU. `precision` None: the first there is of fp16, bf16, fp8, int8-qdq, float32.
+
+    Raises EnvironmentMissingError (no GPU, no driver, no library) or BundleError (no plan that fits and may be run).
+    """
+    gpu = _first_gpu()  # asked of the driver first: TensorRT ends the process where there is none
+    folder, spec = choose_plans(bundle, gpu=gpu, versions=installed_libraries(), precision=precision)
+    return TensorRTRuntime(load_library(spec.flavour), CudaPython(), bundle, folder)
+
+
+def _first_gpu() -> Gpu:
+    try:
+        gpus, reason = find_gpus(), "the driver finds no NVIDIA GPU"
+    except (FileNotFoundError, RuntimeError) as error:
+        gpus, reason = [], str(error)
+    if not gpus:
+        raise EnvironmentMissingError(f"--runtime tensorrt needs an NVIDIA GPU: {reason}. Use --runtime onnxruntime, or see `dissonance doctor`.")
+    return gpus[0]
