@@ -15,6 +15,7 @@ import av
 import numpy as np
 import pytest
 
+from dissonance.bundle import open_bundle
 from dissonance.synth.config import SynthConfig
 from dissonance.synth.dataset import generate
 from dissonance.synth.mux import write_clip
@@ -236,6 +237,23 @@ def test_a_changed_byte_in_a_bundle_is_refused(cli: Cli, clip: Path, tmp_path: P
     assert done.returncode == 5
     assert "visual.onnx" in done.stderr
     assert "was changed" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_that_is_not_the_one_asked_for_is_refused(cli: Cli, clip: Path, tmp_path: Path) -> None:
+    done = cli("scan", clip, "-o", tmp_path / "out", "--bundle-sha256", "0" * 64)
+    assert done.returncode == 5
+    assert f"is {open_bundle('demo').id}, not {'0' * 64}" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensorrt_without_a_gpu_names_what_to_use_instead(cli: Cli, clip: Path, tmp_path: Path) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU")
+    done = cli("scan", clip, "-o", tmp_path / "out", "--runtime", "tensorrt")
+    assert done.returncode == 4
+    assert "--runtime tensorrt needs an NVIDIA GPU: no NVIDIA driver" in done.stderr
+    assert "Use --runtime onnxruntime" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

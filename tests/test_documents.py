@@ -39,5 +39,5 @@ def test_commands_and_options_in_documents_exist(document: Path) -> None:
         if words[0] == "bench":
             command = command.commands[words[1]]
         known = {option for parameter in command.params for option in parameter.opts}
-        for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", line):
+        for option in re.findall(r"(?<!\S)--?[a-z][a-z0-9-]*", line):
             assert option in known, f"{line!r}: {option}"

@@ -124,8 +124,14 @@ def examine() -> list[Finding]:
         ("triton", _module("triton"), "the kernels: training on a GPU with matching: triton", "pip install 'dissonance[gpu]'"),
         ("onnx export", _module("onnxscript"), "export", "pip install 'dissonance[export]'"),
         ("nvidia driver", _driver, "GPU work", "install NVIDIA's driver"),
-        ("tensorrt", _tensorrt("tensorrt"), "build, on the GPU that the plan is for", "pip install 'dissonance[gpu]'"),
-        ("tensorrt_rtx", _tensorrt("tensorrt_rtx"), "build for RTX GPUs, with or without one", "pip install 'dissonance[rtx]'"),
+        ("tensorrt", _tensorrt("tensorrt"), "build, on the GPU that the plan is for; scan --runtime tensorrt", "pip install 'dissonance[gpu]'"),
+        (
+            "tensorrt_rtx",
+            _tensorrt("tensorrt_rtx"),
+            "build for RTX GPUs, with or without one; scan --runtime tensorrt",
+            "pip install 'dissonance[rtx]'",
+        ),
+        ("cuda-python", _module("cuda.bindings", "cuda-bindings"), "scan --runtime tensorrt", "pip install cuda-python"),
         *((f"bundle {name}", _bundle(name), "scanning", "reinstall the package") for name in list_bundles()),
     ]
     return [_examine(*check) for check in checks]

@@ -45,7 +45,13 @@ def test_the_interface_is_the_documented_one(exported: Exported) -> None:
             {"logit_visual": ["windows"], "logit_audio": ["windows"], "logit_fused": ["windows"]},
         ),
     }  # fmt: skip
-    types = {"crops": "tensor(uint8)", "mask": "tensor(bool)", "lag_valid": "tensor(bool)", "best_lag": "tensor(int64)", "frame_index": "tensor(int64)"}
+    types = {
+        "crops": "tensor(uint8)",
+        "mask": "tensor(bool)",
+        "lag_valid": "tensor(bool)",
+        "best_lag": "tensor(int64)",
+        "frame_index": "tensor(int64)",
+    }
     for name, (inputs, outputs) in expected.items():
         opened = session(exported.bundle, name)
         assert {item.name: item.shape for item in opened.get_inputs()} == inputs

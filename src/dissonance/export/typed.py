@@ -102,7 +102,9 @@ class Typed(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
         """As the encoder: pixels and frame_index, or mel and mask."""
-        features: Tensor = self.encoder(first, second) if isinstance(self.encoder, FoldedVisualEncoder) else self.encoder(first.to(self.dtype), second)
+        features: Tensor = (
+            self.encoder(first, second) if isinstance(self.encoder, FoldedVisualEncoder) else self.encoder(first.to(self.dtype), second)
+        )
         return features
 
 

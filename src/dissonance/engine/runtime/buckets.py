@@ -1,4 +1,4 @@
-"""Batches on a GPU: run in powers of two, for each of which memory is laid out and a CUDA graph captured once; halved where memory does not suffice."""
+"""Batches on a GPU: run in powers of two, for each of which memory is laid out and a CUDA graph captured once; smaller where memory is short."""
 
 from collections.abc import Callable
 

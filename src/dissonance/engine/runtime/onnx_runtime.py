@@ -11,6 +11,7 @@ from dissonance.engine.runtime.base import HEAD_OUTPUTS, FloatArray, HeadOutput
 from dissonance.errors import BundleError, EnvironmentMissingError, missing_extra
 from dissonance.machine import available_cores
 
+
 class OnnxRuntime:
     """`Runtime` over ONNX Runtime.
 

@@ -1,7 +1,7 @@
 """Which of a bundle's TensorRT plans this machine runs, and whether it may.
 
-A plan fits one GPU and one version of the library: another is an error that names the command which builds one that fits. A plan can run code: one that
-this user did not build here is refused, unless the caller vouches for the bundle by its hash.
+A plan fits one GPU and one version of the library: another is an error that names the command which builds one that fits. A plan can run code: one
+that this user did not build here is refused, unless the caller vouches for the bundle by its hash.
 """
 
 from collections.abc import Mapping

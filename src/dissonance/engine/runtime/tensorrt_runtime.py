@@ -47,7 +47,7 @@ class TensorRTRuntime(Runtime):
             self._lanes.put(_Lane(number, cuda.stream()))
 
     def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
-        inputs = {"crops": crops, "frame_index": frame_index} if self._per_frame else {"crops": crops}
+        inputs: Arrays = {"crops": crops, "frame_index": frame_index} if self._per_frame else {"crops": crops}
         return self._run(self._visual, inputs, ("features",))["features"]
 
     def encode_sound(self, mel: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
