@@ -1,20 +1,15 @@
 """Rung `gpu-acceptance`: everything that only a GPU can show, in one command that ends within eight minutes. No GPU has run it yet.
 
 First the ceilings of this GPU: bytes a second of a large copy, operations a second of a large product. Then every kernel against its plain version in
-float64, on data that nobody has seen before, in every type and at odd sizes; the runtimes against torch in float32 on a CPU. Then times, each
+float64, on data that nobody has seen before, in every type and at odd sizes; runtimes and scans against torch in float32 on a CPU. Then times, each
 beside what was predicted of it: max(bytes / bandwidth, operations / peak) with the ceilings as measured. What cannot run here is a row that says why.
 """
 
-import importlib.util
 import json
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
@@ -23,11 +18,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from bench._gpu_engine import scans, tensorrt_numbers, torch_numbers
 from bench._rows import Row, at_least, at_most, measured, tell
-
-if TYPE_CHECKING:
-    from dissonance.bundle import Bundle
-    from dissonance.engine.runtime.base import Runtime
+from bench._site import Site, missing, skipped
 
 DEADLINE_S = 420.0  # no step begins after it; none takes longer than a minute
 LENGTHS = (1, 7, 31, 32, 33, 75)
@@ -36,38 +29,18 @@ TAU, MAX_LAG = 0.07, 8
 CROP_PX = 224
 
 
-@dataclass
-class Site:
-    """Where and on what. `large` is off where kernels are interpreted."""
-
-    device: str
-    seed: int
-    large: bool = True
-    bytes_per_s: float = float("nan")
-    flops_per_s: float = float("nan")
-
-    def generator(self) -> torch.Generator:
-        """Of random numbers on a CPU."""
-        return torch.Generator().manual_seed(self.seed)
-
-    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Random numbers on the device; other ones every time."""
-        self.seed += 1
-        return torch.randn(shape, generator=self.generator()).to(self.device, dtype)
-
-
 def run() -> list[Row]:
     """All steps, or why not."""
-    missing = _missing("triton")
-    if not torch.cuda.is_available() or missing:
-        why = missing or "PyTorch finds no NVIDIA GPU here"
-        return [_skipped(name, why) for name in STEPS]
+    absent = missing("triton")
+    if not torch.cuda.is_available() or absent:
+        why = absent or "PyTorch finds no NVIDIA GPU here"
+        return [skipped(name, why) for name in STEPS]
     site, rows, started_s = Site("cuda", secrets.randbelow(2**31)), [], time.monotonic()
     tell(f"{torch.cuda.get_device_name()}, seed {site.seed}")
     for name, step in STEPS.items():
         tell(name)
         if time.monotonic() - started_s > DEADLINE_S:
-            rows.append(_skipped(name, "eight minutes would not be enough"))
+            rows.append(skipped(name, "eight minutes would not be enough"))
             continue
         try:
             rows += step(site)
@@ -77,15 +50,6 @@ def run() -> list[Row]:
             )
         torch.cuda.empty_cache()
     return [{"device": torch.cuda.get_device_name(), **row} for row in rows]
-
-
-def _skipped(name: str, why: str) -> Row:
-    return {"what": f"{name}: skipped", "value": None, "limit": None, "holds": None, "how": why}
-
-
-def _missing(*modules: str) -> str | None:
-    absent = [name for name in modules if importlib.util.find_spec(name) is None]
-    return f"needs {', '.join(absent)}, which is not installed" if absent else None
 
 
 # -------------------------------------------------------------------------------------------------------------- ceilings
@@ -200,64 +164,6 @@ def log_mel_numbers(site: Site) -> list[Row]:
     return rows
 
 
-def torch_numbers(_site: Site) -> list[Row]:
-    """The torch runtime on this GPU beside the same on the CPU in float32, with the weights that ship."""
-    if missing := _missing("pydantic", "yaml", "safetensors", "numpy"):
-        return [_skipped("torch runtime: numbers", missing)]
-    from dissonance.bundle import Precision, open_bundle
-    from dissonance.engine.runtime import open_runtime
-
-    bundle, rows = open_bundle("demo"), []
-    limits: dict[Precision, float] = {"float32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
-    for precision, limit in limits.items():
-        worst = _runtime_error(open_runtime(bundle, name="torch", device="cuda", precision=precision), bundle)
-        rows.append(at_most(f"torch runtime in {precision}: error of features", worst, limit, "relative RMS, CUDA graphs against the CPU in float32"))
-    return rows
-
-
-def tensorrt_numbers(_site: Site) -> list[Row]:
-    """Plans of the bundle that ships, built here and now in float32, the precision it has, beside torch on the CPU."""
-    name = "TensorRT runtime: numbers"
-    if missing := _missing("pydantic", "yaml", "safetensors", "numpy", "cuda"):
-        return [_skipped(name, missing)]
-    from dissonance.bundle import open_bundle, write_bundle
-    from dissonance.engine.runtime import open_runtime
-    from dissonance.engine.runtime.tensorrt_runtime import installed_libraries
-    from dissonance.errors import EnvironmentMissingError
-    from dissonance.export.tensorrt import build_plans
-
-    try:
-        libraries = installed_libraries()
-    except EnvironmentMissingError as error:
-        return [_skipped(name, str(error))]
-    demo, rows = open_bundle("demo"), []
-    for flavour, version in libraries.items():
-        with tempfile.TemporaryDirectory(prefix="dissonance-plans-") as folder:
-            copy = write_bundle(Path(folder) / "b", demo.spec, {file: demo.read(file) for file in demo.spec.sha256})
-            built, _ = build_plans(copy.path, flavour=flavour, precisions=["float32"])
-            worst = _runtime_error(open_runtime(built, name="tensorrt", precision="float32"), demo)
-        rows.append(at_most(f"{flavour} in float32: error of features", worst, 1e-4, f"relative RMS, {version} against torch on the CPU"))
-    return rows
-
-
-def _runtime_error(runtime: "Runtime", bundle: "Bundle") -> float:
-    """The larger relative RMS error of both encoders' features, beside torch in float32 on the CPU."""
-    import numpy as np
-
-    from dissonance.engine.runtime import open_runtime
-
-    model, generator = bundle.spec.model, np.random.default_rng(secrets.randbelow(2**31))
-    crops = generator.integers(0, 256, (37, model.visual.image_size, model.visual.image_size, 3), np.uint8)
-    mel = generator.normal(size=(5, model.audio.mel_bins, 4 * model.frames)).astype(np.float32)
-    mask = np.arange(model.frames) < np.array([[model.frames], [11], [1], [30], [model.frames]])
-    plain, valid, worst = open_runtime(bundle, name="torch", device="cpu"), np.repeat(mask, 2, axis=1), 0.0
-    for _ in range(2):  # the second time graphs are launched that the first has captured
-        for call, arguments, rows in (("encode_frames", (crops, np.arange(37)), slice(None)), ("encode_sound", (mel, mask), valid)):
-            found, expected = (getattr(each, call)(*arguments)[rows] for each in (runtime, plain))
-            worst = max(worst, float(np.linalg.norm(found - expected) / np.linalg.norm(expected)))
-    return worst
-
-
 # ---------------------------------------------------------------------------------------------------------------- times
 
 
@@ -328,8 +234,8 @@ def log_mel_times(site: Site) -> list[Row]:
 
 def encoder_times(site: Site) -> list[Row]:
     """The visual encoder of preset base with random weights."""
-    if missing := _missing("pydantic", "yaml", "safetensors", "numpy"):
-        return [_skipped("visual encoder", missing)]
+    if absent := missing("pydantic", "yaml", "safetensors", "numpy"):
+        return [skipped("visual encoder", absent)]
     from torch.utils.flop_counter import FlopCounterMode
 
     from dissonance.config import load_preset
@@ -347,16 +253,6 @@ def encoder_times(site: Site) -> list[Row]:
     share = counter.get_total_flops() / took / site.flops_per_s
     how = f"{batch} images in bf16, CUDA graph: {batch / took:.0f} images/s, {counter.get_total_flops() / batch / 1e9:.1f} GFLOP each"
     return [_with(at_least("visual encoder of base, torch runtime: share of the matrix peak", share, 0.6, how), predicted=0.6)]
-
-
-def end_to_end(_site: Site) -> list[Row]:
-    """What this release does not do on a GPU yet."""
-    return [
-        _skipped(
-            "scan in hours of video per GPU-hour",
-            "this release decodes on the CPU only; `dissonance scan --runtime torch --device cuda` scores on a GPU",
-        )
-    ]
 
 
 def _with(row: Row, *, predicted: float) -> Row:
@@ -384,7 +280,7 @@ STEPS: dict[str, Callable[[Site], list[Row]]] = {
     "crops: times": crop_times,
     "log-mel: times": log_mel_times,
     "visual encoder: times": encoder_times,
-    "end to end": end_to_end,
+    "scans": scans,
 }
 
 

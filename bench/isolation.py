@@ -71,7 +71,7 @@ from dissonance.engine.scan.workers import Event, WorkerPool
 
 class InProcess(WorkerPool):
     # A pool of nobody: decodes where it is.
-    def run(self, next_task, *, poll):
+    def run(self, next_task, *, poll, wake=None):
         cv2.setNumThreads(1)
         ours, theirs = socket.socketpair()
         send(ours, self._settings)

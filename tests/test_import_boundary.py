@@ -34,7 +34,7 @@ ALLOWED = {
 }
 EXTRA_PERMISSION = {("engine/runtime/torch_runtime.py", "model")}  # the one place where the engine may know the torch network
 
-HEAVY = {"torch", "triton", "tensorrt", "tensorrt_rtx", "nvidia", "ray", "transformers", "cuda", "pynvml", "onnx", "onnxscript"}
+HEAVY = {"torch", "triton", "tensorrt", "tensorrt_rtx", "nvidia", "ray", "transformers", "cuda", "pynvml", "nvtx", "onnx", "onnxscript"}
 HEAVY_ROOMS = {"model", "export", "training", "kernels"}  # these may import them at the top of a module
 
 

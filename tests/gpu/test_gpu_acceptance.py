@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from bench import gpu_acceptance
+from bench._gpu_engine import scans
 from bench._rows import Row
-from bench.gpu_acceptance import STEPS, Site, crop_numbers, log_mel_numbers, match_fuse_numbers
+from bench._site import Site
+from bench.gpu_acceptance import STEPS, crop_numbers, log_mel_numbers, match_fuse_numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-NUMBERS = [match_fuse_numbers, crop_numbers, log_mel_numbers]
+NUMBERS = [match_fuse_numbers, crop_numbers, log_mel_numbers, scans]
 
 
 @without_gpu
@@ -30,7 +32,8 @@ def test_without_a_gpu_every_step_is_skipped_with_its_reason() -> None:
 def test_comparisons_hold_in_the_interpreter(step: Callable[[Site], list[Row]]) -> None:
     rows = step(Site("cuda" if torch.cuda.is_available() else "cpu", seed=5, large=False))
     assert rows
-    assert all(row["holds"] for row in rows), rows
+    assert all(row["holds"] or row["limit"] is None for row in rows), rows
+    assert any(row["holds"] for row in rows)
 
 
 @without_gpu

@@ -1,6 +1,8 @@
 """Every runtime that can run here against the torch network with the same weights; no row depends on its batch mates."""
 
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torch
 from dissonance.bundle import BundleSpec, open_bundle, write_bundle
 from dissonance.engine.runtime import open_runtime
 from dissonance.engine.runtime.base import Runtime
+from dissonance.engine.runtime.buckets import Buckets
+from dissonance.engine.runtime.onnx_runtime import OnnxRuntime
 from dissonance.errors import BundleError, EnvironmentMissingError
 from dissonance.model.checkpoint import load_checkpoint
 
@@ -18,6 +22,11 @@ RNG = np.random.default_rng(4)
 CROPS = RNG.integers(0, 256, (5, MODEL.visual.image_size, MODEL.visual.image_size, 3), np.uint8)
 MEL = RNG.normal(size=(3, MODEL.audio.mel_bins, 4 * MODEL.frames)).astype(np.float32)
 MASK = np.arange(MODEL.frames) < np.array([[MODEL.frames], [11], [1]])
+HEAD_INPUTS = (
+    RNG.normal(size=(3, MODEL.frames, MODEL.visual.feature_size)).astype(np.float32),
+    RNG.normal(size=(3, 2 * MODEL.frames, MODEL.audio.hidden_size)).astype(np.float32),
+    MASK,
+)
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "torch"])
@@ -60,6 +69,39 @@ def test_no_row_depends_on_its_batch_mates(runtime: Runtime) -> None:
     audio = runtime.encode_sound(MEL, MASK)
     for row in range(len(MEL)):
         np.testing.assert_allclose(audio[row], runtime.encode_sound(MEL[row : row + 1], MASK[row : row + 1])[0], atol=1e-5)
+
+
+class FailingSession:
+    """A session on a GPU that holds `most` rows, or has been lost."""
+
+    def __init__(self, real: Any, *, most: int) -> None:
+        self.real, self.most, self.tried, self.lost = real, most, list[int](), False
+
+    def run(self, outputs: list[str], feeds: dict[str, Any]) -> Any:
+        rows = len(next(iter(feeds.values())))
+        self.tried.append(rows)
+        if self.lost:
+            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 719: unspecified launch failure")
+        if rows > self.most:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 9663676416")
+        return self.real.run(outputs, feeds)
+
+
+def test_onnx_runtime_on_a_gpu_runs_smaller_batches_where_memory_is_short_and_says_when_the_gpu_is_lost() -> None:
+    plain, runtime = OnnxRuntime(BUNDLE, threads=1), OnnxRuntime(BUNDLE, threads=1)
+    session = FailingSession(runtime._visual, most=2)
+    runtime._on_gpu, runtime._visual = True, session
+    runtime._buckets[id(session)] = Buckets("the visual encoder", largest=64)
+    np.testing.assert_allclose(runtime.encode_frames(CROPS, np.arange(5)), plain.encode_frames(CROPS, np.arange(5)), atol=1e-5)
+    assert session.tried == [5, 4, 2, 2, 1]
+    for ours, theirs in zip(astuple(runtime.run_head(*HEAD_INPUTS)), astuple(plain.run_head(*HEAD_INPUTS)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    session.most = 0
+    with pytest.raises(EnvironmentMissingError, match=r"too little free memory for the visual encoder with a batch of 1: .*Failed to allocate"):
+        runtime.encode_frames(CROPS, np.arange(5))
+    session.lost = True
+    with pytest.raises(EnvironmentMissingError, match=r"The GPU failed \(.*CUDA failure 719.*continue with --resume"):
+        runtime.encode_frames(CROPS, np.arange(5))
 
 
 def test_a_graph_that_is_none_is_a_bad_bundle(tmp_path: Path) -> None:

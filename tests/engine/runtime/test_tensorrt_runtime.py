@@ -90,13 +90,13 @@ def test_two_threads_have_a_stream_and_memory_each(bundle: Bundle) -> None:
     cuda = FakeCuda()
     runtime, barrier, real = opened(bundle, cuda), threading.Barrier(2, timeout=60), cuda.wait
     expected = open_runtime(bundle, threads=1).encode_frames(CROPS, np.arange(20))
-    first, second = runtime._lanes.get(), runtime._lanes.get()
+    first, second = runtime._free_lanes.get(), runtime._free_lanes.get()
     for lane in (first, second):  # lays out both
-        runtime._lanes.put(lane)
+        runtime._free_lanes.put(lane)
         runtime.encode_frames(CROPS[:8], np.arange(8))
-        runtime._lanes.get()
-    runtime._lanes.put(first)
-    runtime._lanes.put(second)
+        runtime._free_lanes.get()
+    runtime._free_lanes.put(first)
+    runtime._free_lanes.put(second)
     with ThreadPoolExecutor(2) as threads:
         seen: list[int] = []
 

@@ -1,13 +1,16 @@
 """The torch network as a runtime: ONNX Runtime's numbers, and a network that is left as it was."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from dissonance.bundle import open_bundle
-from dissonance.engine.runtime import open_runtime
+from dissonance.engine.runtime import open_runtime, torch_runtime
 from dissonance.engine.runtime.base import HeadOutput, Runtime
 from dissonance.engine.runtime.torch_runtime import TorchRuntime
+from dissonance.errors import EnvironmentMissingError
 from dissonance.model.checkpoint import load_checkpoint
 from tests.model.tiny import FRAMES, first_frames, tiny_network
 
@@ -43,6 +46,61 @@ def test_bfloat16_is_near_and_still_float32_outside() -> None:
         assert half[name].dtype == np.float32
         error = np.linalg.norm(half[name] - full[name]) / np.linalg.norm(full[name])
         assert 0 < error < 0.03, name
+
+
+def test_with_the_kernel_it_says_the_same() -> None:
+    """In Triton's interpreter where there is no GPU; not only for whole windows."""
+    network = load_checkpoint(BUNDLE.path / "weights.safetensors").network
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plain = everything(TorchRuntime(network))
+    ours = everything(TorchRuntime(network.to(device), device=device, kernel=True))
+    for name, expected in plain.items():
+        assert ours[name].dtype == expected.dtype, name
+        np.testing.assert_allclose(ours[name], expected, atol=1e-4, err_msg=name)
+
+
+class Replayed:
+    """Stands for a CUDA graph: `replay` does again what was captured, on what the places hold then."""
+
+    def __init__(self, function: Any, places: tuple[torch.Tensor, ...]) -> None:
+        self.function, self.places, self.results = function, places, function(*places)
+
+    def replay(self) -> None:
+        for result, value in zip(self.results, self.function(*self.places), strict=True):
+            result.copy_(value)
+
+
+def test_a_batch_that_does_not_fit_the_memory_runs_in_smaller_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = load_checkpoint(BUNDLE.path / "weights.safetensors").network
+    tried, most = [], 4
+
+    def capture(graphs: torch_runtime._Graphs, places: tuple[torch.Tensor, ...]) -> Any:
+        tried.append(len(places[0]))
+        if len(places[0]) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        graph = Replayed(graphs._function, places)
+        return graph, places, graph.results
+
+    monkeypatch.setattr(torch_runtime._Graphs, "_capture", capture)
+    runtime = TorchRuntime(network, graphs=True)
+    crops = np.random.default_rng(0).integers(0, 256, (23, MODEL.visual.image_size, MODEL.visual.image_size, 3), np.uint8)
+    expected = TorchRuntime(network).encode_frames(crops, np.arange(23))
+    for rows in (23, 5, 23):
+        np.testing.assert_allclose(runtime.encode_frames(crops[:rows], np.arange(rows)), expected[:rows], atol=1e-5)
+    assert tried == [32, 16, 8, 4, 1]
+    most = 0
+    with pytest.raises(EnvironmentMissingError, match=r"too little free memory for the audio encoder with a batch of 1: CUDA out of memory"):
+        runtime.encode_sound(np.zeros((1, MODEL.audio.mel_bins, 4 * MODEL.frames), np.float32), np.ones((1, MODEL.frames), np.bool_))
+
+
+def test_a_gpu_that_is_lost_is_one_error_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA")
+
+    runtime = TorchRuntime(tiny_network())
+    monkeypatch.setattr(runtime, "_visual", lost)
+    with pytest.raises(EnvironmentMissingError, match=r"The GPU failed \(CUDA error: an illegal memory access was encountered\)\. .*--resume"):
+        runtime.encode_frames(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.int64))
 
 
 def test_a_frame_s_place_in_the_window_counts_under_per_frame_prompts() -> None:

@@ -10,6 +10,7 @@ from dissonance.bundle import open_bundle
 from dissonance.config import ScanConfig
 from dissonance.engine.media.clip import ClipSummary
 from dissonance.engine.runtime import RuntimeName, open_runtime
+from dissonance.engine.runtime.base import Runtime
 from dissonance.engine.scan.pipeline import Scan, ScanSummary
 from dissonance.engine.scan.single import score_file
 from dissonance.engine.scan.verdict import FileVerdict
@@ -37,7 +38,7 @@ def run_scan(
     resume: bool = False,
     retry_failed: bool = False,
     config: ScanConfig | None = None,
-    runtime: RuntimeName = "auto",
+    runtime: RuntimeName | Runtime = "auto",
     **execution: int,
 ) -> ScanSummary:
     """A scan in this process (its workers are processes, as always)."""
@@ -48,7 +49,7 @@ def run_scan(
         [str(source) for source in sources],
         out=out,
         bundle=bundle,
-        runtime=open_runtime(bundle, name=runtime, device="cpu", threads=1),
+        runtime=open_runtime(bundle, name=runtime, device="cpu", threads=1) if isinstance(runtime, str) else runtime,
         config=config,
         progress=Silent(),
         resume=resume or retry_failed,

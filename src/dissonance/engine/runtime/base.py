@@ -35,6 +35,7 @@ class Runtime(Protocol):
 
     name: str  # as it is written into every row's provenance
     precision: Precision  # of the encoders; a run is resumed in the same one
+    lanes: int = 1  # calls that may be made at the same time, from as many threads
 
     def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
         """Face crops (frames, S, S, 3) uint8 RGB, and each one's place in its window (used by `per_frame` prompts only) -> (frames, Fv)."""

@@ -4,9 +4,18 @@ from collections.abc import Callable
 
 from dissonance.errors import EnvironmentMissingError
 
+MOST_ROWS = 1 << 16  # of a batch that is run in one, where nothing else says how many
+
 
 class GpuMemoryError(Exception):
     """The GPU has no memory left for a batch of this size. A smaller one may fit."""
+
+
+def gpu_failed(told: str) -> EnvironmentMissingError:
+    """The error for a GPU that answers with one that is not for want of memory: most often it does nothing more for this process."""
+    return EnvironmentMissingError(
+        f"The GPU failed ({told[:400]}). What is finished is kept: see the system's log and nvidia-smi, then continue with --resume."
+    )
 
 
 class Buckets:

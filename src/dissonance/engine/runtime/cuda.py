@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dissonance.engine.runtime.buckets import GpuMemoryError
+from dissonance.engine.runtime.buckets import GpuMemoryError, gpu_failed
 from dissonance.errors import EnvironmentMissingError, missing_extra
 
 
@@ -80,9 +80,7 @@ class CudaPython:
             raise EnvironmentMissingError(f"CUDA {version // 1000}.{version % 1000 // 10} needs a newer NVIDIA driver than this machine's ({told}).")
         if error == codes.cudaErrorNoDevice:
             raise EnvironmentMissingError(f"CUDA finds no GPU ({told}). Is one named in CUDA_VISIBLE_DEVICES?")
-        raise EnvironmentMissingError(
-            f"The GPU failed ({told}). What is finished is kept: see the system's log and nvidia-smi, then continue with --resume."
-        )
+        raise gpu_failed(told)
 
     def allocate(self, size_bytes: int) -> int:
         address = int(self._call("cudaMalloc", max(1, size_bytes)))

@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissonance.bundle import Bundle, Precision, graph_file
-from dissonance.engine.runtime.base import HEAD_OUTPUTS, FloatArray, HeadOutput
+from dissonance.engine.runtime.base import HEAD_OUTPUTS, FloatArray, HeadOutput, Runtime
+from dissonance.engine.runtime.buckets import MOST_ROWS, Buckets, GpuMemoryError, gpu_failed
 from dissonance.errors import BundleError, EnvironmentMissingError, missing_extra
 from dissonance.machine import available_cores
 
 
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     """`Runtime` over ONNX Runtime.
 
     Thread spinning is off: an idle inference thread must not burn the core that a decoder needs.
@@ -39,10 +40,13 @@ class OnnxRuntime:
         self.name = f"onnxruntime-{device}" + ("" if precision == "float32" else f"-{precision}")
         self.precision: Precision = precision
         self._bundle = bundle
+        self._on_gpu = device == "cuda"
         self._per_frame = bundle.spec.model.visual.prompts.per_frame
         self._visual = self._session(ort, graph_file("visual.onnx", precision), provider, threads)
         self._audio = self._session(ort, graph_file("audio.onnx", precision), provider, threads)
         self._head = self._session(ort, "head.onnx", provider, threads)
+        parts = {"the visual encoder": self._visual, "the audio encoder": self._audio, "the head": self._head}
+        self._buckets = {id(session): Buckets(part, largest=MOST_ROWS) for part, session in parts.items()}
 
     def _session(self, ort: Any, name: str, provider: str, threads: int) -> Any:
         options = ort.SessionOptions()
@@ -59,12 +63,30 @@ class OnnxRuntime:
         feeds: dict[str, NDArray[Any]] = {"crops": crops}
         if self._per_frame:
             feeds["frame_index"] = frame_index
-        features: FloatArray = self._visual.run(["features"], feeds)[0]
+        features: FloatArray = self._run(self._visual, ("features",), feeds)[0]
         return features
 
     def encode_sound(self, mel: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
-        features: FloatArray = self._audio.run(["features"], {"mel": mel, "mask": mask})[0]
+        features: FloatArray = self._run(self._audio, ("features",), {"mel": mel, "mask": mask})[0]
         return features
 
     def run_head(self, visual: FloatArray, audio: FloatArray, mask: NDArray[np.bool_]) -> HeadOutput:
-        return HeadOutput(*self._head.run(list(HEAD_OUTPUTS), {"visual": visual, "audio": audio, "mask": mask}))
+        return HeadOutput(*self._run(self._head, HEAD_OUTPUTS, {"visual": visual, "audio": audio, "mask": mask}))
+
+    def _run(self, session: Any, outputs: tuple[str, ...], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """What a graph says of a batch; on a GPU in smaller parts where its memory does not suffice."""
+        if not self._on_gpu:
+            values: list[NDArray[Any]] = session.run(list(outputs), feeds)
+            return values
+        parts: list[list[NDArray[Any]]] = []
+
+        def part(rows: slice, _size: int) -> None:
+            try:
+                parts.append(session.run(list(outputs), {name: value[rows] for name, value in feeds.items()}))
+            except Exception as error:  # ONNX Runtime's own exceptions share no base but Exception
+                if "allocate" in str(error) or "out of memory" in str(error):
+                    raise GpuMemoryError(str(error)[:200]) from error
+                raise gpu_failed(str(error)) from error
+
+        self._buckets[id(session)].run(len(next(iter(feeds.values()))), part)
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]

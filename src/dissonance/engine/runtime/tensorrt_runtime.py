@@ -42,9 +42,10 @@ class TensorRTRuntime(Runtime):
         self._visual, self._audio, self._head = (
             _Plan(self._library, cuda, bundle, folder, name) for name in ("visual.plan", "audio.plan", "head.plan")
         )
-        self._lanes: queue.LifoQueue[_Lane] = queue.LifoQueue()
+        self.lanes = LANES
+        self._free_lanes: queue.LifoQueue[_Lane] = queue.LifoQueue()
         for number in range(LANES):
-            self._lanes.put(_Lane(number, cuda.stream()))
+            self._free_lanes.put(_Lane(number, cuda.stream()))
 
     def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
         inputs: Arrays = {"crops": crops, "frame_index": frame_index} if self._per_frame else {"crops": crops}
@@ -57,11 +58,11 @@ class TensorRTRuntime(Runtime):
         return HeadOutput(**self._run(self._head, {"visual": visual, "audio": audio, "mask": mask}, HEAD_OUTPUTS))
 
     def _run(self, plan: "_Plan", inputs: Arrays, outputs: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-        lane = self._lanes.get()
+        lane = self._free_lanes.get()
         try:
             return plan.run(inputs, outputs, lane)
         finally:
-            self._lanes.put(lane)
+            self._free_lanes.put(lane)
 
 
 @dataclass(frozen=True)

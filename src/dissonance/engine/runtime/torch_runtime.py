@@ -1,10 +1,11 @@
 """The torch network itself as a runtime: what a network scores while it is being trained, and a GPU path that needs nothing but torch.
 
 On a GPU `open_torch_runtime` runs the encoders and the head as CUDA graphs, one for each batch size in powers of two: one launch a batch instead of
-hundreds. No GPU has run that yet.
+hundreds; and it matches and fuses with the Triton kernel. No GPU has run that yet.
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from dissonance.bundle import Bundle, Precision
 from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
+from dissonance.engine.runtime.buckets import MOST_ROWS, Buckets, GpuMemoryError, gpu_failed
 from dissonance.errors import BundleError, CheckpointError, EnvironmentMissingError
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import AudioVisualNetwork
 
 AUTOCAST: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTS = "weights.safetensors"
+
+Function = Callable[..., tuple[Tensor, ...]]
 
 
 class TorchRuntime(Runtime):
@@ -29,8 +33,10 @@ class TorchRuntime(Runtime):
     precision: fp16 and bf16 run the encoders' products under autocast; weights, features and the head stay in float32.
     """
 
-    def __init__(self, network: AudioVisualNetwork, *, device: str = "cpu", precision: Precision = "float32", graphs: bool = False) -> None:
-        """`device` is where the network's weights are. `graphs` (on a GPU, for weights that do not change): CUDA graphs.
+    def __init__(
+        self, network: AudioVisualNetwork, *, device: str = "cpu", precision: Precision = "float32", graphs: bool = False, kernel: bool = False
+    ) -> None:
+        """`device` is where the network's weights are. For weights that do not change, on a GPU: `graphs`, CUDA graphs; `kernel`, `match_fuse`.
 
         Raises EnvironmentMissingError for a precision that torch does not have.
         """
@@ -40,8 +46,9 @@ class TorchRuntime(Runtime):
         self.name = "torch" if self._device.type == "cpu" and precision == "float32" else f"torch-{self._device.type}-{precision}"
         self.precision: Precision = precision
         self._network = network
-        wrap: Callable[[Callable[..., tuple[Tensor, ...]]], Callable[..., tuple[Tensor, ...]]] = _Graphs if graphs else _unwrapped
-        self._visual, self._audio, self._head = wrap(self._encode_frames), wrap(self._encode_sound), wrap(self._run_head)
+        head: Function = _with_kernel(network) if kernel else self._run_head
+        functions: dict[str, Function] = {"the visual encoder": self._encode_frames, "the audio encoder": self._encode_sound, "the head": head}
+        self._visual, self._audio, self._head = (_Graphs(part, function) if graphs else function for part, function in functions.items())
 
     def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
         with self._inference():
@@ -93,6 +100,8 @@ class TorchRuntime(Runtime):
         try:
             with torch.inference_mode():
                 yield
+        except torch.AcceleratorError as error:
+            raise gpu_failed(str(error).partition("\n")[0]) from error
         finally:
             for module in training:
                 module.training = True
@@ -104,20 +113,30 @@ class _Graphs:
     A smaller batch leaves the last rows as an earlier one filled them: no row depends on its batch mates.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+    def __init__(self, name: str, function: Function) -> None:
         self._function = function
+        self._buckets = Buckets(name, largest=MOST_ROWS)
         self._captured: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        rows = len(inputs[0])
-        bucket = 1 << max(0, rows - 1).bit_length()
-        if bucket not in self._captured:
-            self._captured[bucket] = self._capture(tuple(each.new_zeros(bucket, *each.shape[1:]) for each in inputs))
-        graph, places, results = self._captured[bucket]
-        for place, given in zip(places, inputs, strict=True):
-            place[:rows].copy_(given)
-        graph.replay()
-        return tuple(result[:rows] for result in results)
+        found: list[tuple[Tensor, ...]] = []
+
+        def part(rows: slice, size: int) -> None:
+            if size not in self._captured:
+                try:
+                    self._captured[size] = self._capture(tuple(each.new_zeros(size, *each.shape[1:]) for each in inputs))
+                except torch.cuda.OutOfMemoryError as error:
+                    torch.cuda.empty_cache()
+                    raise GpuMemoryError(str(error)) from error
+            graph, places, results = self._captured[size]
+            count = rows.stop - rows.start
+            for place, given in zip(places, inputs, strict=True):
+                place[:count].copy_(given[rows])
+            graph.replay()
+            found.append(tuple(result[:count].clone() for result in results))
+
+        self._buckets.run(len(inputs[0]), part)
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def _capture(self, places: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, ...]]:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # what libraries allocate when first called must not be captured
@@ -148,11 +167,25 @@ def open_torch_runtime(bundle: Bundle, *, device: Literal["auto", "cpu", "cuda"]
         raise BundleError(f"Bundle '{bundle.path}': '{WEIGHTS}' is of another model than bundle.json. Export the bundle again.")
     if threads:
         torch.set_num_threads(threads)
-    return TorchRuntime(network.to(chosen), device=chosen, precision=precision, graphs=chosen == "cuda")
+    on_gpu, triton = chosen == "cuda", importlib.util.find_spec("triton") is not None
+    return TorchRuntime(network.to(chosen), device=chosen, precision=precision, graphs=on_gpu, kernel=on_gpu and triton)
 
 
-def _unwrapped(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    return function
+def _with_kernel(network: AudioVisualNetwork) -> Function:
+    """`TorchRuntime._run_head` by the Triton kernel: S never is in device memory."""
+    from dissonance.kernels.match_fuse import Options, match_fuse
+    from dissonance.kernels.weights import FusionWeights
+
+    head = network.head
+    options = Options(head.tau, head.max_lag)
+    weights = FusionWeights.pack(head.fusion.proj.weight.detach(), head.fusion.proj.bias.detach(), dim=network.config.head.dim)
+
+    def run(visual: Tensor, audio: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        v, a = head.align(visual, audio, mask)
+        found = match_fuse(v, a, mask, weights, options)
+        return *head.tail(found.fused, v, a, mask), found.matched, found.lag_profile, found.lag_valid, found.best_lag
+
+    return run
 
 
 def _floats(values: Tensor) -> FloatArray:

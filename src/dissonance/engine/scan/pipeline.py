@@ -1,6 +1,7 @@
 """A scan from end to end: sources -> decode workers -> batched inference -> verdicts -> sink, every input accounted for.
 
-Decoding is in worker processes, inference and everything that must not be lost in this one.
+Decoding is in worker processes, inference and everything that must not be lost in this one: inference in threads of its own, so that this one goes on
+reading, deciding and writing meanwhile. Where inference falls behind, this thread waits for it, and the workers wait for this thread.
 """
 
 import contextlib
@@ -25,11 +26,13 @@ from dissonance.engine.media.clip import ClipSummary, Window
 from dissonance.engine.media.detect import make_detector
 from dissonance.engine.runtime.base import Runtime
 from dissonance.engine.scan.channel import ProtocolError
+from dissonance.engine.scan.inference import Inference
 from dissonance.engine.scan.ledger import Ledger, Stamp
 from dissonance.engine.scan.messages import Crashed, Failed, Opened, Task
 from dissonance.engine.scan.scoring import Scorer, WindowScore
 from dissonance.engine.scan.sink import Sink
 from dissonance.engine.scan.sources import Input, Sources
+from dissonance.engine.scan.stages import stage
 from dissonance.engine.scan.verdict import FileVerdict, VerdictBuilder
 from dissonance.engine.scan.workers import Event, WorkerPool
 from dissonance.errors import OutputError, UsageError
@@ -114,7 +117,6 @@ class Scan:
         self._resume = resume
         self._retry_failed = retry_failed
         self._progress = progress
-        self._scorer = Scorer(runtime, model=bundle.spec.model, execution=config.execution)
         self._clips: dict[int, _Clip] = {}
         self._retries: deque[_Clip] = deque()
         self._quiet = False  # no worker said anything during the last wait
@@ -128,7 +130,8 @@ class Scan:
         """Scan everything. Raises DissonanceError for what ends a run; a file never does."""
         make_detector(self._config.detector)  # a wrong model or box file is told once, before the work starts
         try:
-            with self._locked_out():
+            with self._locked_out(), Inference(threads=self._runtime.lanes) as self._inference:
+                self._scorer = Scorer(self._runtime, model=self._bundle.spec.model, execution=self._config.execution, inference=self._inference)
                 return self._run()
         except (OSError, sqlite3.Error) as error:
             raise OutputError(f"Cannot work in --out '{self._out}': {error}. Mend that (free some space?), then continue with --resume.") from error
@@ -242,24 +245,22 @@ class Scan:
             return clip.task
 
         def poll() -> float:
-            file_waits = any(clip.summary is not None for clip in self._clips.values())
-            due = self._quiet or time.monotonic() - self._flushed_s > _IDLE_WAIT_S
-            if file_waits and due:
-                self._deliver(self._scorer.flush(), sink)
+            partial = self._file_waits() and (self._quiet or time.monotonic() - self._flushed_s > _IDLE_WAIT_S)
+            if partial:
                 self._flushed_s = time.monotonic()
-            else:
-                self._deliver(self._scorer.run(), sink)
+            self._deliver(self._scorer.run(partial=partial), sink)
             sink.flush_if_old()
             self._quiet = True
-            return _BATCHING_WAIT_S if file_waits else _IDLE_WAIT_S
+            return _BATCHING_WAIT_S if self._file_waits() else _IDLE_WAIT_S
 
         with WorkerPool(count=self._config.execution.workers or available_cores(), spec=self._bundle.spec, scan=self._config) as pool:
             while True:
-                for event in pool.run(next_task, poll=poll):
+                for event in pool.run(next_task, poll=poll, wake=self._inference.wake):
                     self._quiet = False
                     if event.task.id in self._clips:
                         try:
-                            self._on_event(self._clips[event.task.id], event, sink)
+                            with stage("receive"):
+                                self._on_event(self._clips[event.task.id], event, sink)
                         except ProtocolError as error:
                             pool.drop(event.task)
                             self._on_crash(self._clips[event.task.id], Crashed(f"the decode worker contradicts itself: {error}"), sink)
@@ -267,6 +268,10 @@ class Scan:
                 if not self._retries:  # which the last windows of all may ask for
                     break
             self._confined = None if pool.confined is None else sorted(pool.confined)
+
+    def _file_waits(self) -> bool:
+        """Whether a file that was read to its end lacks scores."""
+        return any(clip.summary is not None for clip in self._clips.values())
 
     def _on_event(self, clip: _Clip, event: Event, sink: Sink) -> None:
         message = event.message
@@ -312,7 +317,8 @@ class Scan:
         if clip.summary is None or clip.windows_left:
             return
         try:
-            verdict = clip.builder.scored(clip.summary, elapsed_s=_since(clip))
+            with stage("decide"):
+                verdict = clip.builder.scored(clip.summary, elapsed_s=_since(clip))
         except ProtocolError as error:  # its worker has other work by now
             self._on_crash(clip, Crashed(f"the decode worker contradicts itself: {error}"), sink)
         else:
@@ -321,7 +327,8 @@ class Scan:
     def _finish(self, clip: _Clip, verdict: FileVerdict, sink: Sink) -> None:
         self._scorer.forget(clip.task.id)
         del self._clips[clip.task.id]
-        sink.add(clip.number, verdict, clip.stamp)
+        with stage("write"):
+            sink.add(clip.number, verdict, clip.stamp)
         self._progress.finished_file(verdict.file)
 
     # ------------------------------------------------------------------------------------------------------- the manifest

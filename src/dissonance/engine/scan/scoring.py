@@ -2,13 +2,17 @@
 
 Three queues, each first in first out: frames, sounds, windows whose features are all there. A queue runs when it holds a full batch, and all of
 them when `flush` is called. A window's features that an earlier window of its track already has are copied, not computed again.
+
+Batches may be under way while windows are added (`Inference`); they are over, for what is here, in the order in which they were started.
 """
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +21,8 @@ from dissonance.config import ExecutionConfig, ModelConfig
 from dissonance.engine.media.clip import Window
 from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
 from dissonance.engine.scan.channel import ProtocolError
+from dissonance.engine.scan.inference import Inference
+from dissonance.engine.scan.stages import staged
 
 _MOST_LAST = 8192  # of all files together; more than workers times faces that live at the same time
 _TRACK_KEPT_FRAMES = 3000  # two minutes: far more than windows of different tracks can come out of order
@@ -45,13 +51,26 @@ class _Job:
     waiting: int  # crops (equal ones in a row counted once) and sound not encoded yet
     previous: "_Job | None" = None  # whose last frames are this one's first
     crops: NDArray[np.uint8] | None = field(default=None, repr=False)
+    forgotten: bool = False  # nobody waits for its score any more
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch under way."""
+
+    jobs: list[_Job]
+    result: Future[Any]
+    take: Callable[[Any], Iterator[tuple[int, "WindowScore"]]]  # its result
 
 
 class Scorer:
     """Give it windows with `add`; take scores from `run` (full batches) or `flush` (everything)."""
 
-    def __init__(self, runtime: Runtime, *, model: ModelConfig, execution: ExecutionConfig) -> None:
+    def __init__(self, runtime: Runtime, *, model: ModelConfig, execution: ExecutionConfig, inference: Inference | None = None) -> None:
+        """`inference`: makes the runtime's calls; without it each is made here, at once."""
         self._runtime = runtime
+        self._inference = inference or Inference()
+        self._running: deque[_Batch] = deque()
         self._model = model
         self._batch_frames = execution.batch_frames
         self._batch_windows = execution.batch_windows
@@ -106,6 +125,9 @@ class Scorer:
         self._frames = deque(item for item in self._frames if item[0].clip != clip)
         self._sounds = deque(item for item in self._sounds if item[0].clip != clip)
         self._ready = deque(job for job in self._ready if job.clip != clip)
+        for batch in self._running:
+            for job in batch.jobs:
+                job.forgotten |= job.clip == clip
 
     def _forget_tracks(self, clip: int, before: int) -> None:
         """Drop the latest windows of tracks that ended long ago: a video may have thousands of tracks."""
@@ -113,61 +135,94 @@ class Scorer:
         for key in old:
             del self._last[key]
 
-    def run(self) -> Iterator[tuple[int, WindowScore]]:
-        """Run every full batch; yields (clip, score)."""
-        while len(self._frames) >= self._batch_frames:
-            self._encode_frames()
-        while len(self._sounds) >= self._batch_windows:
-            self._encode_sounds()
-        while len(self._ready) >= self._batch_windows:
-            yield from self._run_head()
+    def run(self, *, partial: bool = False) -> Iterator[tuple[int, WindowScore]]:
+        """Start every batch that is full, with `partial` others too while the runtime has time for them; yields (clip, score) of those that are over.
+
+        Waits only while more batches are under way than `Inference` takes: who adds windows then waits for the runtime. Raises what that raised.
+        """
+        most = self._inference.most
+        self._inference.heed()
+        yield from self._take(most)
+        while self._start(partial=partial and len(self._running) < max(1, most)):
+            yield from self._take(most)
 
     def flush(self) -> Iterator[tuple[int, WindowScore]]:
-        """Run everything that is queued, in batches as full as they get; yields (clip, score)."""
-        while self._frames:
-            self._encode_frames()
-        while self._sounds:
-            self._encode_sounds()
-        while self._ready:
-            yield from self._run_head()
+        """Run everything that is queued, in batches as full as they get, to its end; yields (clip, score). Raises what the runtime raised."""
+        yield from self.run(partial=True)
+        while self._running:
+            yield from self._take(len(self._running) - 1)
+            yield from self.run(partial=True)
 
-    def _encode_frames(self) -> None:
+    def _take(self, most: int) -> Iterator[tuple[int, WindowScore]]:
+        """Take the results of batches that are over, the oldest first, and wait for it where more than `most` are under way."""
+        while self._running and (len(self._running) > most or self._running[0].result.done()):
+            batch = self._running.popleft()
+            yield from batch.take(batch.result.result())
+
+    def _start(self, *, partial: bool) -> bool:
+        """Start the next batch there is, of what is nearest to its end; False where there is none."""
+        for queue, size, start in (
+            (self._ready, self._batch_windows, self._run_head),
+            (self._sounds, self._batch_windows, self._encode_sounds),
+            (self._frames, self._batch_frames, self._encode_frames),
+        ):
+            if len(queue) >= (1 if partial else size):
+                self._running.append(start())
+                return True
+        return False
+
+    def _encode_frames(self) -> _Batch:
         items = [self._frames.popleft() for _ in range(min(self._batch_frames, len(self._frames)))]
         crops = np.stack([job.crops[run.start] for job, run in items if job.crops is not None])
         index = np.array([job.window.frames - len(job.crops) + run.start for job, run in items if job.crops is not None], np.int64)
-        for (job, run), place, feature in zip(items, index, self._runtime.encode_frames(crops, index), strict=True):
-            assert job.crops is not None
-            job.visual[place : place + len(run)] = feature
-            if run.stop == len(job.crops):
-                if job.previous is not None:
-                    shift = job.window.first_frame - job.previous.window.first_frame
-                    shared = job.window.frames - len(job.crops)
-                    job.visual[:shared] = job.previous.visual[shift : shift + shared]
-                    job.previous = None
-                job.crops = None
-            self._arrived(job)
 
-    def _encode_sounds(self) -> None:
+        def take(features: FloatArray) -> Iterator[tuple[int, WindowScore]]:
+            for (job, run), place, feature in zip(items, index, features, strict=True):
+                assert job.crops is not None
+                job.visual[place : place + len(run)] = feature
+                if run.stop == len(job.crops):
+                    if job.previous is not None:
+                        shift = job.window.first_frame - job.previous.window.first_frame
+                        shared = job.window.frames - len(job.crops)
+                        job.visual[:shared] = job.previous.visual[shift : shift + shared]
+                        job.previous = None
+                    job.crops = None
+                self._arrived(job)
+            yield from ()
+
+        return _Batch([job for job, _ in items], self._inference.start(staged("encode frames", self._runtime.encode_frames), crops, index), take)
+
+    def _encode_sounds(self) -> _Batch:
         items = [self._sounds.popleft() for _ in range(min(self._batch_windows, len(self._sounds)))]
-        features = self._runtime.encode_sound(np.stack([mel for _, mel in items]), np.stack([job.mask for job, _ in items]))
-        for (job, _), feature in zip(items, features, strict=True):
-            job.audio = feature.copy()  # a view would keep the whole batch
-            self._arrived(job)
+        mels, masks = np.stack([mel for _, mel in items]), np.stack([job.mask for job, _ in items])
+
+        def take(features: FloatArray) -> Iterator[tuple[int, WindowScore]]:
+            for (job, _), feature in zip(items, features, strict=True):
+                job.audio = feature.copy()  # a view would keep the whole batch
+                self._arrived(job)
+            yield from ()
+
+        return _Batch([job for job, _ in items], self._inference.start(staged("encode sound", self._runtime.encode_sound), mels, masks), take)
 
     def _arrived(self, job: _Job) -> None:
         job.waiting -= 1
         if job.waiting == 0:
             self._ready.append(job)
 
-    def _run_head(self) -> Iterator[tuple[int, WindowScore]]:
+    def _run_head(self) -> _Batch:
         jobs = [self._ready.popleft() for _ in range(min(self._batch_windows, len(self._ready)))]
         silence = np.zeros((2 * self._model.frames, self._model.audio.hidden_size), np.float32)
         audio = np.stack([silence if job.audio is None else job.audio for job in jobs])
-        output = self._runtime.run_head(np.stack([job.visual for job in jobs]), audio, np.stack([job.mask for job in jobs]))
-        for row, job in enumerate(jobs):
-            score = _score(job, output, row)
-            job.audio = None  # the job may live on as its track's latest window, for its visual features
-            yield job.clip, score
+        visual, masks = np.stack([job.visual for job in jobs]), np.stack([job.mask for job in jobs])
+
+        def take(output: HeadOutput) -> Iterator[tuple[int, WindowScore]]:
+            for row, job in enumerate(jobs):
+                score = _score(job, output, row)
+                job.audio = None  # the job may live on as its track's latest window, for its visual features
+                if not job.forgotten:
+                    yield job.clip, score
+
+        return _Batch(jobs, self._inference.start(staged("match and fuse", self._runtime.run_head), visual, audio, masks), take)
 
 
 def _runs(crops: NDArray[np.uint8], *, together: bool) -> list[range]:

@@ -115,11 +115,12 @@ class WorkerPool:
             raise KeyboardInterrupt
         self._interrupted = True
 
-    def run(self, next_task: Callable[[], Task | None], *, poll: Callable[[], float]) -> Iterator[Event]:
+    def run(self, next_task: Callable[[], Task | None], *, poll: Callable[[], float], wake: int | None = None) -> Iterator[Event]:
         """Run tasks until `next_task` has none left and all that were handed out are done; yields events as they come.
 
         A task ends with exactly one of ClipSummary, Failed and Crashed. `poll` is called before each wait to do other work, and returns how many
-        seconds the wait may last. Raises EnvironmentMissingError where a worker cannot start.
+        seconds the wait may last; it also ends when the descriptor `wake` becomes readable.
+        Raises EnvironmentMissingError where a worker cannot start.
         """
         self._listened_s = time.monotonic()
         while True:
@@ -132,7 +133,7 @@ class WorkerPool:
             limit_s = min(poll(), self._limits.stall_timeout_s / 4)
             self._charge(busy)
             started_s = time.monotonic()
-            heard = wait([worker.end for worker in busy], timeout=limit_s)
+            heard = wait([*(worker.end for worker in busy), *([] if wake is None else [wake])], timeout=limit_s)
             self._listened_s = time.monotonic()
             waited_s = self._listened_s - started_s
             stopped_s = max(0.0, waited_s - limit_s - _LATE_S)  # not even this process ran: a suspended machine, or Ctrl-Z
