@@ -4,11 +4,14 @@ import json
 import os
 import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from bench._rows import Row, at_most, measured
-from bench._site import Site, missing, skipped
+from bench._site import Site, failed, missing, skipped
 
 if TYPE_CHECKING:
     from dissonance.bundle import Bundle
@@ -37,26 +40,37 @@ def tensorrt_numbers(_site: Site) -> list[Row]:
         return [skipped(name, absent)]
     from dissonance.bundle import open_bundle, write_bundle
     from dissonance.engine.runtime import open_runtime
-    from dissonance.engine.runtime.tensorrt_runtime import installed_libraries
-    from dissonance.errors import EnvironmentMissingError
+    from dissonance.engine.runtime.plans import find_libraries
+    from dissonance.errors import DissonanceError, EnvironmentMissingError
     from dissonance.export.tensorrt import build_plans
 
     try:
-        libraries = installed_libraries()
+        libraries = find_libraries()
     except EnvironmentMissingError as error:
         return [skipped(name, str(error))]
     demo, rows = open_bundle("demo"), []
-    for flavour, version in libraries.items():
-        with tempfile.TemporaryDirectory(prefix="dissonance-plans-") as folder:
+    rows += [skipped(f"{flavour}: numbers", reason) for flavour, reason in libraries.unusable.items()]
+    for flavour, version in libraries.versions.items():
+        with tempfile.TemporaryDirectory(prefix="dissonance-plans-") as folder, _own_user_folders(Path(folder)):
             copy = write_bundle(Path(folder) / "b", demo.spec, {file: demo.read(file) for file in demo.spec.sha256})
             try:
                 built, _ = build_plans(copy.path, flavour=flavour, precisions=["float32"])
+                worst = _runtime_error(open_runtime(built, name="tensorrt", precision="float32"), demo)
             except EnvironmentMissingError as error:  # TensorRT-RTX does not build for every GPU
                 rows.append(skipped(f"{flavour}: numbers", str(error)))
                 continue
-            worst = _runtime_error(open_runtime(built, name="tensorrt", precision="float32"), demo)
+            except DissonanceError as error:
+                rows.append(failed(f"{flavour}: numbers", error))
+                continue
         rows.append(at_most(f"{flavour} in float32: error of features", worst, 1e-4, f"relative RMS, {version} against torch on the CPU"))
     return rows
+
+
+@contextmanager
+def _own_user_folders(folder: Path) -> Iterator[None]:
+    """What is built here is remembered and cached for this run only."""
+    with patch.dict(os.environ, {"XDG_STATE_HOME": str(folder / "state"), "XDG_CACHE_HOME": str(folder / "cache")}):
+        yield
 
 
 def _runtime_error(runtime: "Runtime", bundle: "Bundle") -> float:
@@ -113,5 +127,7 @@ def scans(site: Site) -> list[Row]:
 def _score_error(found: dict[str, Any], expected: dict[str, Any]) -> float:
     """How far a file's probability is off; infinite where it has another status."""
     if found["status"] != expected["status"]:
+        return float("inf")
+    if (found["p_fake"] is None) != (expected["p_fake"] is None):
         return float("inf")
     return abs(found["p_fake"] - expected["p_fake"]) if expected["p_fake"] is not None else 0.0

@@ -34,6 +34,11 @@ def skipped(name: str, why: str) -> Row:
     return {"what": f"{name}: skipped", "value": None, "limit": None, "holds": None, "how": why}
 
 
+def failed(name: str, error: Exception) -> Row:
+    """A step that could not be done, and should have been."""
+    return {"what": f"{name}: failed", "value": None, "limit": "to run", "holds": False, "how": f"{type(error).__name__}: {error}"[:500]}
+
+
 def missing(*modules: str) -> str | None:
     """Which of these modules are not installed, as a reason; None where all are."""
     absent = [name for name in modules if importlib.util.find_spec(name) is None]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench._gpu_engine import scans, tensorrt_numbers, torch_numbers
 from bench._rows import Row, at_least, at_most, measured, tell
-from bench._site import Site, missing, skipped
+from bench._site import Site, failed, missing, skipped
 
 DEADLINE_S = 420.0  # no step begins after it; none takes longer than a minute
 LENGTHS = (1, 7, 31, 32, 33, 75)
@@ -45,9 +45,7 @@ def run() -> list[Row]:
         try:
             rows += step(site)
         except Exception as error:  # one kernel that fails must not hide what the others do
-            rows.append(
-                {"what": f"{name}: failed", "value": None, "limit": "to run", "holds": False, "how": f"{type(error).__name__}: {error}"[:500]}
-            )
+            rows.append(failed(name, error))
         torch.cuda.empty_cache()
     return [{"device": torch.cuda.get_device_name(), **row} for row in rows]
 

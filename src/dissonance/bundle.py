@@ -213,10 +213,18 @@ class Bundle:
         return f"bundle calibrated on faces that '{known}' found; this scan finds them by '{kind}', so its thresholds may lie elsewhere"
 
 
+def _shipped() -> Path:
+    return Path(str(resources.files("dissonance"))) / "bundles"
+
+
 def list_bundles() -> list[str]:
     """Names of the bundles that ship with the package."""
-    folder = Path(str(resources.files("dissonance"))) / "bundles"
-    return sorted(path.parent.name for path in folder.glob("*/bundle.json"))
+    return sorted(path.parent.name for path in _shipped().glob("*/bundle.json"))
+
+
+def is_shipped(bundle: Bundle) -> bool:
+    """Whether this is one of the bundles that ship with the package, which are not written to, by whatever path it was opened."""
+    return bundle.path.resolve().parent == _shipped().resolve()
 
 
 def is_bundle(name: str | Path) -> bool:
@@ -232,7 +240,7 @@ def open_bundle(name: str | Path, *, sha256: str | None = None) -> Bundle:
     """
     path = Path(name)
     if str(name) in list_bundles():
-        path = Path(str(resources.files("dissonance"))) / "bundles" / str(name)
+        path = _shipped() / str(name)
     elif not path.is_dir():
         raise BundleError(f"No bundle '{name}'. Give a bundle folder, or one that ships with the package: {', '.join(list_bundles()) or '(none)'}.")
     try:

@@ -76,7 +76,7 @@ def test_every_attribute_of_its_objects_that_is_used_exists(rtx: Any) -> None:
     }  # fmt: skip
     for kind, attribute in used | more:
         assert hasattr(getattr(rtx, kind), attribute), f"{kind}.{attribute}"
-    from dissonance.export.tensorrt import RTX_TARGETS
+    from dissonance.engine.runtime.tensorrt_library import RTX_TARGETS
 
     assert all(hasattr(rtx.ComputeCapability, "SM" + target.replace(".", "")) for target in RTX_TARGETS)
 

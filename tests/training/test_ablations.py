@@ -38,6 +38,8 @@ from dissonance.training.sampling import Draw
 from dissonance.training.scoring import ClipScorer
 from tests.training.tiny import BINS, DRAWS, SIDE, Untold, tiny_model, tiny_run
 
+pytestmark = pytest.mark.xdist_group("ablations")  # what its tests share is made once
+
 # ----------------------------------------------------------------------------------------------------------------- runs
 
 

@@ -26,6 +26,7 @@ from dissonance.training.report import Request, evaluate
 from dissonance.training.scored import ScoredClip, mouth_loudness, score_clips
 from tests.engine.scan.runs import by_uri, run_scan
 
+pytestmark = pytest.mark.xdist_group("evaluation")  # what its tests share is made once
 RESAMPLES = 20
 SMALL = SynthConfig(width=200, height=150, duration_s=1.6, two_person_share=0, compressions=("c18", "c28"))
 

@@ -34,6 +34,7 @@ from dissonance.training.run import load_train_config
 from tests.training.tiny import named, tiny_model
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.xdist_group("run")  # what its tests share is made once
 TINY = tiny_model()
 STEPS = {
     "batch": {"windows": 4, "mismatches": 1, "apart_frames": 3, "glimpses": 2},

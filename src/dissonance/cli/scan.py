@@ -86,7 +86,7 @@ def scan(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="As --resume, and try the files again that failed.")] = False,
     workers: Annotated[int | None, typer.Option(min=0, help="Decode processes; 0: one per core.")] = None,
-    threads: Annotated[int | None, typer.Option(min=0, help="Inference threads; 0: one per core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=0, help="Inference threads on a CPU; 0: one per core.")] = None,
     batch_frames: Annotated[int | None, typer.Option(min=1, help="Face crops in a batch.")] = None,
     batch_windows: Annotated[int | None, typer.Option(min=1, help="Windows in a batch.")] = None,
     max_failures: Annotated[

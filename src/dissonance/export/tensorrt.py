@@ -17,16 +17,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from dissonance.bundle import ENCODERS, Bundle, PlanGraph, PlanSpec, Precision, add_plans, graph_file, list_bundles, open_bundle
+from dissonance.bundle import ENCODERS, Bundle, PlanGraph, PlanSpec, Precision, add_plans, graph_file, is_shipped, open_bundle
 from dissonance.config import BuildConfig
 from dissonance.engine.runtime.own_plans import remember_own_plan
-from dissonance.engine.runtime.tensorrt_library import TITLES, Flavour, probe_library
+from dissonance.engine.runtime.tensorrt_library import RTX_TARGETS, TITLES, Flavour, probe_library
 from dissonance.errors import BundleError, DissonanceError, EnvironmentMissingError, OutputError, UsageError
 from dissonance.export.plan_child import PlanJob, PlanResult
 from dissonance.locks import held
 from dissonance.machine import Gpu, find_gpus
 
-RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9", "12.0")  # what builds without a GPU; data-centre chips (9.0, 10.0) are flavour tensorrt's
 GRAPHS: dict[str, Literal["frames", "windows"]] = {
     "visual.onnx": "frames", "audio.onnx": "windows", "head.onnx": "windows", "head_tail.onnx": "windows",
 }  # fmt: skip
@@ -58,7 +57,7 @@ def build_plans(
     """
     tell, config = progress or (lambda _: None), config or BuildConfig()
     bundle = open_bundle(name)
-    if str(name) in list_bundles():
+    if is_shipped(bundle):
         raise UsageError(f"Bundle '{name}' ships with the package and is not written to. Copy '{bundle.path}' and build the copy.")
     chosen = _choose_precisions(bundle, precisions)
     _check_targets(flavour, targets)

@@ -10,18 +10,19 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from dissonance.engine.runtime.buckets import GpuMemoryError
+from dissonance.engine.runtime.buckets import GpuMemoryError, gpu_failed
 
 TYPES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(uint8)": "UINT8", "tensor(bool)": "BOOL", "tensor(int64)": "INT64"}
 
 
 class FakeCuda:
-    """`Cuda` on the host. Copies are done when they are queued; the work of a graph when it is launched."""
+    """`Cuda` on the host. What is queued on a stream is done when that stream is waited for, and no sooner."""
 
     def __init__(self, *, memory_bytes: int = 1 << 40) -> None:
         self.memory_bytes = memory_bytes
         self.blocks: dict[int, NDArray[np.uint8]] = {}
-        self.streams = self.launches = 0
+        self.queues: dict[int, list[Callable[[], None]]] = {}
+        self.launches = 0
         self.recording: dict[int, list[Callable[[], None]]] = {}
         self.lock = threading.Lock()
         self.lost = False
@@ -46,8 +47,9 @@ class FakeCuda:
         return np.zeros(size_bytes, np.uint8)
 
     def stream(self) -> int:
-        self.streams += 1
-        return 100 + self.streams
+        stream = 101 + len(self.queues)
+        self.queues[stream] = []
+        return stream
 
     def upload(self, address: int, values: NDArray[np.uint8], stream: int) -> None:
         self._copy(address, values.ctypes.data, values.nbytes, inside=address, stream=stream)
@@ -56,33 +58,34 @@ class FakeCuda:
         self._copy(values.ctypes.data, address, values.nbytes, inside=address, stream=stream)
 
     def _copy(self, to: int, source: int, size: int, *, inside: int, stream: int) -> None:
-        assert stream > 100
-        assert stream not in self.recording
+        assert stream not in self.recording, "copies are not in the graphs"
         assert size <= self.blocks[inside].nbytes
-        ctypes.memmove(to, source, size)
+        self.queues[stream].append(lambda: ctypes.memmove(to, source, size) and None)
 
     def wait(self, stream: int) -> None:
         assert stream not in self.recording, "a stream that is captured cannot be waited for"
         if self.lost:
-            from dissonance.errors import EnvironmentMissingError
-
-            raise EnvironmentMissingError("The GPU failed (cudaStreamSynchronize: an illegal memory access). Continue with --resume.")
+            raise gpu_failed("cudaStreamSynchronize: an illegal memory access")
+        while self.queues[stream]:
+            self.queues[stream].pop(0)()
 
     def queue(self, work: Callable[[], None], stream: int) -> None:
-        """For contexts: do it, or keep it for the graph that is being captured."""
-        self.recording[stream].append(work) if stream in self.recording else work()
+        """For contexts: to be done in its turn, or kept for the graph that is being captured."""
+        self.recording.get(stream, self.queues[stream]).append(work)
 
     def capture(self, work: Callable[[], None], stream: int) -> Any:
+        assert not self.queues[stream], "there is work on the stream that is captured"
         self.recording[stream] = []
-        work()
-        return self.recording.pop(stream)
+        try:
+            work()
+        finally:
+            graph = self.recording.pop(stream)
+        return graph
 
     def launch(self, graph: Any, stream: int) -> None:
         assert graph, "an empty graph"
-        assert stream > 100
         self.launches += 1
-        for work in graph:
-            work()
+        self.queues[stream].extend(graph)
 
 
 class FakeTensorRT:
@@ -96,6 +99,7 @@ class FakeTensorRT:
         self.TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
         self.ExecutionContextAllocationStrategy = SimpleNamespace(STATIC="static", USER_MANAGED="user")
         double, self.contexts, self.host_code = self, list[Any](), list[bool]()
+        self.says = dict[str, str]()  # what the library says when it refuses to do something, by the name of the call
 
         class ILogger:
             Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
@@ -107,11 +111,11 @@ class FakeTensorRT:
 
             def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
                 self.shapes[name] = shape
-                return True
+                return not double.refuses("set_input_shape")
 
             def set_tensor_address(self, name: str, memory: int) -> bool:
                 self.addresses[name] = memory
-                return memory in cuda.blocks
+                return memory in cuda.blocks and not double.refuses("set_tensor_address")
 
             def update_device_memory_size_for_shapes(self) -> int:
                 assert set(self.shapes) == {each.name for each in self.session.get_inputs()}, "asked before all shapes are known"
@@ -125,6 +129,8 @@ class FakeTensorRT:
             def execute_async_v3(self, stream_handle: int) -> bool:
                 assert self.memory in cuda.blocks, "no memory of its own"
                 assert self.runs or not cuda.recording, "its first run must not be captured"
+                if double.refuses("execute_async_v3"):
+                    return False
                 self.runs += 1
                 cuda.queue(self._compute, stream_handle)
                 return True
@@ -173,6 +179,8 @@ class FakeTensorRT:
                 return "input" if any(each.name == name for each in self.session.get_inputs()) else "output"
 
             def create_execution_context(self, how: Any) -> Any:
+                if double.refuses("create_execution_context"):
+                    return None
                 if not rtx:
                     assert how == "user"
                     return Context(self.session)
@@ -188,16 +196,26 @@ class FakeTensorRT:
 
             def __init__(self, log: Any) -> None:
                 assert isinstance(log, ILogger)
-                self.log = log
+                double.log = log
 
             def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+                if double.refuses("deserialize_cuda_engine"):
+                    return None
                 double.host_code.append(self.engine_host_code_allowed)
                 try:
                     return Engine(onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"]))
                 except Exception as error:
-                    self.log.log(ILogger.Severity.ERROR, f"deserializeCudaEngine: {str(error)[:40]}")
+                    double.log.log(ILogger.Severity.ERROR, f"deserializeCudaEngine: {str(error)[:40]}")
                     return None
 
         self.ILogger, self.Runtime = ILogger, Runtime
         if rtx:
             self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="lazy", EAGER="eager", NONE="none")
+
+    def refuses(self, call: str) -> bool:
+        """Whether a call is to fail; if so, the library says why."""
+        if call not in self.says:
+            return False
+        self.log.log(self.ILogger.Severity.ERROR, "[executionContext.cpp::op::1234] " + "x" * 500)
+        self.log.log(self.ILogger.Severity.ERROR, self.says[call])
+        return True

@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 
 from dissonance.bundle import Bundle, open_bundle
-from dissonance.engine.runtime.plans import choose_plans, read_plan
-from dissonance.errors import BundleError
+from dissonance.engine.runtime import plans
+from dissonance.engine.runtime.plans import Libraries, choose_plans, find_libraries, read_plan
+from dissonance.engine.runtime.tensorrt_library import MissingLibraryError
+from dissonance.errors import BundleError, EnvironmentMissingError
+from dissonance.machine import Gpu
 from tests.engine.runtime.planned import GPU, VERSION, copy_of_demo, with_plans
 
-BOTH = {"tensorrt": VERSION, "tensorrt_rtx": "1.7.1.116"}
-HERE = {"tensorrt": VERSION}
+BOTH = Libraries({"tensorrt": VERSION, "tensorrt_rtx": "1.7.1.116"})
+HERE = Libraries({"tensorrt": VERSION})
+RTX = Libraries({"tensorrt_rtx": "1.7.1.116"})
+L4 = Gpu("NVIDIA L4", "8.9")
 
 
 @pytest.fixture
@@ -25,10 +30,10 @@ def test_plans_for_this_gpu_library_and_precision_are_chosen(bundle: Bundle) -> 
     bundle = with_plans(bundle, "plans/bf16", precision="bf16")
     bundle = with_plans(bundle, "plans/fp16")
     bundle = with_plans(bundle, "plans/rtx", flavour="tensorrt_rtx", version="1.7.1.116", gpu="any")
-    assert choose_plans(bundle, gpu=GPU, versions=HERE, precision=None)[0] == "plans/fp16"
-    assert choose_plans(bundle, gpu=GPU, versions=BOTH, precision=None)[0] == "plans/fp16"
-    assert choose_plans(bundle, gpu=GPU, versions=HERE, precision="bf16")[0] == "plans/bf16"
-    assert choose_plans(bundle, gpu=GPU, versions={"tensorrt_rtx": "1.7.1.116"}, precision=None)[0] == "plans/rtx"
+    assert choose_plans(bundle, gpu=GPU, libraries=HERE, precision=None)[0] == "plans/fp16"
+    assert choose_plans(bundle, gpu=GPU, libraries=BOTH, precision=None)[0] == "plans/fp16"
+    assert choose_plans(bundle, gpu=GPU, libraries=HERE, precision="bf16")[0] == "plans/bf16"
+    assert choose_plans(bundle, gpu=GPU, libraries=RTX, precision=None)[0] == "plans/rtx"
 
 
 @pytest.mark.parametrize(
@@ -47,8 +52,9 @@ def test_plans_for_this_gpu_library_and_precision_are_chosen(bundle: Bundle) -> 
 def test_plans_that_do_not_fit_say_why_and_what_builds_them(bundle: Bundle, changes: dict[str, Any], reason: str) -> None:
     bundle = with_plans(bundle, "plans/other", **changes)
     with pytest.raises(BundleError, match=rf"no TensorRT plans for {GPU.name}: of those it has, none fits: plans/other \({reason}\)\. ") as caught:
-        choose_plans(bundle, gpu=GPU, versions=HERE, precision="fp16")
-    assert str(caught.value).endswith(f"Build them with: dissonance build '{bundle.path}' --flavour tensorrt --precision fp16")
+        choose_plans(bundle, gpu=GPU, libraries=HERE, precision="fp16")
+    command = f"dissonance build {bundle.path} --flavour tensorrt --precision fp16"
+    assert str(caught.value).endswith(f". Export it again with --precision fp16, which it lacks. Build them with: {command}")
 
 
 @pytest.mark.parametrize(
@@ -62,12 +68,53 @@ def test_plans_that_do_not_fit_say_why_and_what_builds_them(bundle: Bundle, chan
 )
 def test_plans_that_were_built_to_be_compatible_fit(bundle: Bundle, changes: dict[str, Any]) -> None:
     bundle = with_plans(bundle, "plans/compatible", **changes)
-    assert choose_plans(bundle, gpu=GPU, versions=HERE, precision="fp16")[0] == "plans/compatible"
+    assert choose_plans(bundle, gpu=GPU, libraries=HERE, precision="fp16")[0] == "plans/compatible"
 
 
-def test_a_bundle_without_plans_names_the_command_too(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match=r"it has none\. Build them with: dissonance build .* --flavour tensorrt_rtx$"):
-        choose_plans(bundle, gpu=GPU, versions={"tensorrt_rtx": "1.7.1.116"}, precision=None)
+def test_a_bundle_without_plans_names_what_makes_them(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"it has none\. Build them with: dissonance build .* --flavour tensorrt_rtx --precision float32$"):
+        choose_plans(bundle, gpu=L4, libraries=RTX, precision=None)
+    with pytest.raises(BundleError, match=r"it has none\. TensorRT-RTX is not for this GPU: install TensorRT with: pip install"):
+        choose_plans(bundle, gpu=GPU, libraries=RTX, precision=None)
+    with pytest.raises(BundleError, match=r"it has none\. A bundle that ships is not written to: copy the folder '.*demo', build plans in the copy"):
+        choose_plans(open_bundle("demo"), gpu=GPU, libraries=BOTH, precision=None)
+
+
+def test_of_plans_that_fit_those_that_may_be_run_come_first_then_the_most_exact(bundle: Bundle) -> None:
+    bundle = with_plans(bundle, "plans/a-fp16-not-ours", own=False, data={"visual.plan": b"from elsewhere"})
+    bundle = with_plans(bundle, "plans/b-bf16-ours", precision="bf16")
+    assert choose_plans(bundle, gpu=GPU, libraries=HERE, precision=None)[0] == "plans/b-bf16-ours"
+    vouched = open_bundle(bundle.path, sha256=bundle.id)
+    assert choose_plans(vouched, gpu=GPU, libraries=HERE, precision=None)[0] == "plans/a-fp16-not-ours"
+    bundle = with_plans(bundle, "plans/c-any", gpu="any")
+    bundle = with_plans(bundle, "plans/d-older", version="10.13.0.1", options={"version_compatible": True})
+    assert choose_plans(bundle, gpu=GPU, libraries=HERE, precision=None)[0] == "plans/d-older"
+    bundle = with_plans(bundle, "plans/e-just-this")
+    assert choose_plans(bundle, gpu=GPU, libraries=HERE, precision=None)[0] == "plans/e-just-this"
+
+
+def test_a_library_that_is_installed_and_cannot_be_used_says_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(flavour: str) -> str:
+        if flavour == "tensorrt":
+            raise EnvironmentMissingError("Loading TensorRT ends the process (signal 11). Install it again.")
+        return "1.7.1.116"
+
+    monkeypatch.setattr(plans, "probe_library", probe)
+    with pytest.raises(BundleError, match=r"plans/fp16 \(for TensorRT, which cannot be used: Loading TensorRT ends the process \(signal 11\)"):
+        choose_plans(with_plans(bundle, "plans/fp16"), gpu=L4, libraries=find_libraries(), precision=None)
+
+    def missing(flavour: str) -> str:
+        raise MissingLibraryError(f"{flavour} is not installed.")
+
+    monkeypatch.setattr(plans, "probe_library", missing)
+    with pytest.raises(EnvironmentMissingError, match=r"--runtime tensorrt: tensorrt is not installed\. tensorrt_rtx is not installed\."):
+        find_libraries()
+
+
+def test_a_plan_that_is_listed_and_not_there_is_a_bad_bundle(bundle: Bundle) -> None:
+    bundle = with_plans(bundle, "plans/fp16")
+    with pytest.raises(BundleError, match=r"lists plans in 'plans/fp16' and has no 'tail\.plan' there\. Build them again"):
+        read_plan(bundle, "plans/fp16", "tail.plan")
 
 
 def test_a_plan_of_another_graph_is_stale(bundle: Bundle) -> None:
@@ -77,7 +124,7 @@ def test_a_plan_of_another_graph_is_stale(bundle: Bundle) -> None:
     plans = {"plans/old": bundle.spec.plans["plans/old"].model_copy(update={"graphs": old})}
     stale = Bundle(bundle.path, bundle.spec.model_copy(update={"plans": plans}), bundle.id)
     with pytest.raises(BundleError, match=r"built from another audio\.onnx"):
-        choose_plans(stale, gpu=GPU, versions=HERE, precision=None)
+        choose_plans(stale, gpu=GPU, libraries=HERE, precision=None)
 
 
 def test_a_plan_from_elsewhere_is_not_run_unless_the_caller_knows_the_bundle_s_hash(bundle: Bundle) -> None:

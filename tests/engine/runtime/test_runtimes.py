@@ -11,8 +11,7 @@ import torch
 from dissonance.bundle import BundleSpec, open_bundle, write_bundle
 from dissonance.engine.runtime import open_runtime
 from dissonance.engine.runtime.base import Runtime
-from dissonance.engine.runtime.buckets import Buckets
-from dissonance.engine.runtime.onnx_runtime import OnnxRuntime
+from dissonance.engine.runtime.onnx_runtime import OnnxRuntime, _Session
 from dissonance.errors import BundleError, EnvironmentMissingError
 from dissonance.model.checkpoint import load_checkpoint
 
@@ -89,19 +88,21 @@ class FailingSession:
 
 def test_onnx_runtime_on_a_gpu_runs_smaller_batches_where_memory_is_short_and_says_when_the_gpu_is_lost() -> None:
     plain, runtime = OnnxRuntime(BUNDLE, threads=1), OnnxRuntime(BUNDLE, threads=1)
-    session = FailingSession(runtime._visual, most=2)
-    runtime._on_gpu, runtime._visual = True, session
-    runtime._buckets[id(session)] = Buckets("the visual encoder", largest=64)
+    session = FailingSession(runtime._visual._session, most=2)
+    runtime._visual = _Session(session, "visual.onnx", on_gpu=True)
+    runtime._head = _Session(runtime._head._session, "head.onnx", on_gpu=True)
     np.testing.assert_allclose(runtime.encode_frames(CROPS, np.arange(5)), plain.encode_frames(CROPS, np.arange(5)), atol=1e-5)
     assert session.tried == [5, 4, 2, 2, 1]
     for ours, theirs in zip(astuple(runtime.run_head(*HEAD_INPUTS)), astuple(plain.run_head(*HEAD_INPUTS)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     session.most = 0
-    with pytest.raises(EnvironmentMissingError, match=r"too little free memory for the visual encoder with a batch of 1: .*Failed to allocate"):
+    with pytest.raises(EnvironmentMissingError, match=r"too little free memory for visual\.onnx with a batch of 1: .*Failed to allocate"):
         runtime.encode_frames(CROPS, np.arange(5))
     session.lost = True
     with pytest.raises(EnvironmentMissingError, match=r"The GPU failed \(.*CUDA failure 719.*continue with --resume"):
         runtime.encode_frames(CROPS, np.arange(5))
+    with pytest.raises(Exception, match="frame_index"):  # our bug is not the GPU's
+        runtime._head.run(("logit_fused",), {"frame_index": np.arange(3)})
 
 
 def test_a_graph_that_is_none_is_a_bad_bundle(tmp_path: Path) -> None:

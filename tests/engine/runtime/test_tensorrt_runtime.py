@@ -17,8 +17,9 @@ import pytest
 
 from dissonance.bundle import Bundle
 from dissonance.engine.runtime import cuda as cuda_module
-from dissonance.engine.runtime import open_runtime, tensorrt_runtime
+from dissonance.engine.runtime import open_runtime, plans, tensorrt_runtime
 from dissonance.engine.runtime.cuda import CudaPython
+from dissonance.engine.runtime.plans import Libraries
 from dissonance.engine.runtime.tensorrt_library import MODULES
 from dissonance.engine.runtime.tensorrt_runtime import TensorRTRuntime
 from dissonance.errors import BundleError, EnvironmentMissingError, UsageError
@@ -85,6 +86,59 @@ def test_a_batch_that_does_not_fit_the_memory_runs_in_smaller_ones(bundle: Bundl
         opened(bundle, FakeCuda(memory_bytes=900_000), scratch_bytes=1_000_000).encode_frames(CROPS[:1], np.arange(1))
 
 
+def test_a_lane_that_finds_no_memory_leaves_the_other_its_batches(bundle: Bundle) -> None:
+    """There is room for eight rows once, and for four: the lane that comes second runs fours, the first goes on with eights."""
+    cuda = FakeCuda(memory_bytes=13_000_000)
+    runtime = opened(bundle, cuda, scratch_bytes=1_000_000)
+    contexts, expected = runtime._library.trt.contexts, open_runtime(bundle, threads=1).encode_frames(CROPS, np.arange(20))
+    first, second = runtime._free_lanes.get(), runtime._free_lanes.get()
+    for lane, runs in ((first, [8]), (second, [8, 4]), (first, [8, 4]), (second, [8, 4])):
+        runtime._free_lanes.put(lane)
+        np.testing.assert_allclose(runtime.encode_frames(CROPS[:8], np.arange(8)), expected[:8], atol=1e-5)
+        runtime._free_lanes.get()
+        assert [context.rows for context in contexts if context.memory] == runs
+
+
+@pytest.mark.parametrize("call", ["create_execution_context", "set_input_shape", "set_tensor_address", "execute_async_v3"])
+def test_what_the_library_refuses_is_told_apart(bundle: Bundle, call: str) -> None:
+    """No memory, a GPU that is lost, and a plan that does not run: each has a remedy of its own."""
+
+    def encode(says: str, *, lost: bool = False) -> None:
+        runtime = opened(bundle, cuda := FakeCuda())
+        runtime._library.trt.says[call], cuda.lost = says, lost
+        try:
+            runtime.encode_frames(CROPS, np.arange(20))
+        finally:
+            assert "out of memory" not in says.lower() or cuda.used_bytes == 0
+
+    with pytest.raises(EnvironmentMissingError, match=r"too little free memory for visual with a batch of 1: .*--resume"):
+        encode("CUDA runtime error in allocate: Out of Memory")
+    with pytest.raises(EnvironmentMissingError, match=r"The GPU failed .*--resume"):
+        encode("CUDA runtime error: an illegal memory access", lost=True)
+    with pytest.raises(EnvironmentMissingError, match=r"visual\.plan': TensorRT 10\.13\.3\.9 cannot run it: .*Build it again"):
+        encode("IExecutionContext: no such profile")
+
+
+def test_a_context_that_cannot_be_captured_says_when_it_no_longer_runs(bundle: Bundle) -> None:
+    spec = bundle.spec.plans[FOLDER].model_copy(update={"flavour": "tensorrt_rtx"})
+    runtime = opened(Bundle(bundle.path, bundle.spec.model_copy(update={"plans": {FOLDER: spec}}), bundle.id), rtx=True, capturable=False)
+    runtime.encode_frames(CROPS, np.arange(20))
+    runtime._library.trt.says["execute_async_v3"] = "a kernel is gone"
+    with pytest.raises(EnvironmentMissingError, match=r"cannot run it: .*Build it again"):
+        runtime.encode_frames(CROPS, np.arange(20))
+
+
+def test_a_gpu_without_memory_for_the_plans_is_no_bad_bundle(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = FakeTensorRT(cuda := FakeCuda())
+    trt.says["deserialize_cuda_engine"] = "Requested amount of GPU memory could not be allocated: OutOfMemory"
+    monkeypatch.setattr(tensorrt_runtime, "find_gpus", lambda: [GPU])
+    monkeypatch.setattr(tensorrt_runtime, "find_libraries", lambda: Libraries({"tensorrt": VERSION}))
+    monkeypatch.setattr(tensorrt_runtime, "load_library", lambda _: trt)
+    monkeypatch.setattr(tensorrt_runtime, "CudaPython", lambda: cuda)
+    with pytest.raises(EnvironmentMissingError, match=r"too little free memory for the plans: .*CUDA_VISIBLE_DEVICES"):
+        open_runtime(bundle, name="tensorrt")
+
+
 def test_two_threads_have_a_stream_and_memory_each(bundle: Bundle) -> None:
     """Both are inside at once, or the barrier would break."""
     cuda = FakeCuda()
@@ -114,8 +168,8 @@ def test_two_threads_have_a_stream_and_memory_each(bundle: Bundle) -> None:
 def test_plans_of_another_interface_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     """As those that an earlier release built: another input, or one of another type."""
     wrong = with_plans(copy_of_demo(tmp_path / "other"), FOLDER, data={"visual.plan": bundle.read("audio.onnx")})
-    with pytest.raises(BundleError, match=r"'plans/h100/visual\.plan' does not take this bundle's '\w+'\. Build it again with: dissonance build"):
-        opened(wrong).encode_frames(CROPS, np.arange(20))
+    with pytest.raises(BundleError, match=r"visual\.plan' has no 'crops' as this release's \(input of uint8 \[64, 64, 3\] a row\)\. Build it again"):
+        opened(wrong)
     broken = with_plans(copy_of_demo(tmp_path / "broken"), FOLDER + "2", data={"audio.plan": b"of another version"})
     with pytest.raises(BundleError, match=r"audio\.plan' does not load in TensorRT 10\.13\.3\.9: deserializeCudaEngine: .*\. Build it again"):
         TensorRTRuntime(FakeTensorRT(cuda := FakeCuda()), cuda, broken, FOLDER + "2")
@@ -125,7 +179,7 @@ def test_a_tensor_of_an_unknown_type_is_refused(bundle: Bundle, monkeypatch: pyt
     cuda = FakeCuda()
     trt = FakeTensorRT(cuda)
     monkeypatch.setattr(trt.DataType, "FLOAT", "a new float")
-    with pytest.raises(BundleError, match=r"visual\.plan' has a tensor 'features' of another type or shape than this release builds"):
+    with pytest.raises(BundleError, match=r"visual\.plan' has a tensor 'features' of a type or shape that this release does not build"):
         TensorRTRuntime(trt, cuda, bundle, FOLDER)
 
 
@@ -152,7 +206,7 @@ def test_a_gpu_that_fails_is_one_error_that_says_how_to_go_on(bundle: Bundle) ->
 def test_it_opens_with_the_plans_that_fit(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     monkeypatch.setattr(tensorrt_runtime, "find_gpus", lambda: [GPU])
-    monkeypatch.setattr(tensorrt_runtime, "probe_library", lambda flavour: {"tensorrt": VERSION, "tensorrt_rtx": "1.7.1.116"}[flavour])
+    monkeypatch.setattr(plans, "probe_library", lambda flavour: {"tensorrt": VERSION, "tensorrt_rtx": "1.7.1.116"}[flavour])
     monkeypatch.setattr(tensorrt_runtime, "load_library", lambda flavour: FakeTensorRT(cuda, rtx=flavour == "tensorrt_rtx"))
     monkeypatch.setattr(tensorrt_runtime, "CudaPython", lambda: cuda)
     assert open_runtime(bundle, name="tensorrt").precision == "fp16"
@@ -161,6 +215,8 @@ def test_it_opens_with_the_plans_that_fit(bundle: Bundle, monkeypatch: pytest.Mo
     monkeypatch.setattr(tensorrt_runtime, "find_gpus", lambda: [Gpu("NVIDIA L4", "8.9")])
     with pytest.raises(BundleError, match=r"no TensorRT plans for NVIDIA L4"):
         open_runtime(bundle, name="tensorrt")
+    with pytest.raises(UsageError, match=r"--runtime tensorrt has no int8\. Choose another --precision: fp16, "):
+        open_runtime(bundle, name="tensorrt", precision="int8")
 
 
 def test_what_is_missing_is_said_in_turn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +229,7 @@ def test_what_is_missing_is_said_in_turn(bundle: Bundle, monkeypatch: pytest.Mon
     with pytest.raises(UsageError, match="--runtime tensorrt is for GPUs: leave out --device cpu"):
         open_runtime(bundle, name="tensorrt", device="cpu")
     monkeypatch.setattr(tensorrt_runtime, "find_gpus", no_driver)
-    monkeypatch.setattr(tensorrt_runtime, "probe_library", absent)
+    monkeypatch.setattr(plans, "probe_library", absent)
     with pytest.raises(EnvironmentMissingError, match=r"needs an NVIDIA GPU: no NVIDIA driver.*Use --runtime onnxruntime"):
         open_runtime(bundle, name="tensorrt")
     monkeypatch.setattr(tensorrt_runtime, "find_gpus", lambda: [])

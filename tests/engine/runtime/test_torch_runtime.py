@@ -103,6 +103,34 @@ def test_a_gpu_that_is_lost_is_one_error_that_says_how_to_go_on(monkeypatch: pyt
         runtime.encode_frames(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.int64))
 
 
+@pytest.mark.parametrize(
+    ("error", "becomes", "says"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            EnvironmentMissingError,
+            "too little free memory for this model: CUDA out",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: out of memory\nCompile with"),
+            EnvironmentMissingError,
+            "too little free memory for this model: CUDA err",
+        ),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access"), EnvironmentMissingError, r"The GPU failed \(Triton Error"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), EnvironmentMissingError, r"The GPU failed \(cuDNN error"),
+        (RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu!"), RuntimeError, "same device"),
+    ],
+)
+def test_errors_of_a_gpu_are_told_from_our_own(monkeypatch: pytest.MonkeyPatch, error: RuntimeError, becomes: type[Exception], says: str) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    runtime = TorchRuntime(tiny_network())
+    monkeypatch.setattr(runtime, "_visual", fail)
+    with pytest.raises(becomes, match=says):
+        runtime.encode_frames(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.int64))
+
+
 def test_a_frame_s_place_in_the_window_counts_under_per_frame_prompts() -> None:
     network = tiny_network(prompts={"per_frame": True})
     crop = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 
 from dissonance.bundle import open_bundle
-from dissonance.config import ExecutionConfig
+from dissonance.config import ExecutionConfig, ScanConfig
 from dissonance.engine.media.clip import Window
 from dissonance.engine.runtime import open_runtime
 from dissonance.engine.runtime.base import Runtime
 from dissonance.engine.scan import stages
 from dissonance.engine.scan.inference import Inference
-from dissonance.engine.scan.pipeline import Scan
+from dissonance.engine.scan.pipeline import Progress, Scan
 from dissonance.engine.scan.scoring import Scorer
 from dissonance.errors import EnvironmentMissingError
 from tests.engine.scan.runs import Rows, assert_same_rows, by_uri, run_scan
@@ -239,6 +239,20 @@ def test_a_gpu_that_is_lost_ends_the_run_which_goes_on_where_it_was(clips: list[
     assert 0 < summary.resumed < len(clips)
     assert summary.decoded == len(clips) - summary.resumed
     assert_same_rows(by_uri(out), reference)
+
+
+def test_partial_batches_run_when_workers_are_silent_not_whenever_a_batch_is_over(tmp_path: Path) -> None:
+    bundle = open_bundle("demo")
+    scan = Scan([], out=tmp_path, bundle=bundle, runtime=Arithmetic(), config=ScanConfig(), progress=cast(Progress, None))
+    scan._heard_s, scan._flushed_s = 100.0, 99.5
+    assert not scan._partial_batches_are_due(200.0), "no file waits"
+    scan._clips[1] = cast(Any, SimpleNamespace(summary="read to its end"))
+    assert not scan._partial_batches_are_due(100.01), "a worker has just said something: batches that are over wake the scan far more often"
+    assert scan._partial_batches_are_due(100.06)
+    scan._heard_s = 101.05
+    assert not scan._partial_batches_are_due(101.06)
+    scan._heard_s = 101.1
+    assert scan._partial_batches_are_due(101.11), "workers that never fall silent do not keep a file waiting"
 
 
 def test_every_stage_is_a_range_in_a_profiler(clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ HEAD_OUTPUTS = tuple(field.name for field in fields(HeadOutput))  # as the graph
 
 
 class Runtime(Protocol):
-    """Runs a bundle's three networks."""
+    """Runs a bundle's three networks, on batches of at least one row."""
 
     name: str  # as it is written into every row's provenance
     precision: Precision  # of the encoders; a run is resumed in the same one

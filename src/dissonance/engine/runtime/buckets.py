@@ -1,14 +1,30 @@
-"""Batches on a GPU: run in powers of two, for each of which memory is laid out and a CUDA graph captured once; smaller where memory is short."""
+"""What runtimes on a GPU share: sizes of batches, which shrink where memory is short, and the errors for a GPU that is full or lost.
 
+Batches run in powers of two, for each of which memory is laid out and a CUDA graph captured once.
+"""
+
+import re
 from collections.abc import Callable
 
 from dissonance.errors import EnvironmentMissingError
 
 MOST_ROWS = 1 << 16  # of a batch that is run in one, where nothing else says how many
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|alloc_failed|failed to allocate|memoryallocation", re.IGNORECASE)
+_FAILED = re.compile(r"cuda (driver |runtime )?(error|failure)|cublas|cudnn|triton error|nvrtc", re.IGNORECASE)
 
 
 class GpuMemoryError(Exception):
     """The GPU has no memory left for a batch of this size. A smaller one may fit."""
+
+
+def is_out_of_memory(told: str) -> bool:
+    """Whether a library says that it has no memory left."""
+    return _OUT_OF_MEMORY.search(told) is not None
+
+
+def names_the_gpu(told: str) -> bool:
+    """Whether a library says that it is CUDA, or what computes there, that failed."""
+    return _FAILED.search(told) is not None
 
 
 def gpu_failed(told: str) -> EnvironmentMissingError:
@@ -18,8 +34,19 @@ def gpu_failed(told: str) -> EnvironmentMissingError:
     )
 
 
+def gpu_full(what: str, told: str) -> EnvironmentMissingError:
+    """The error for a GPU that has too little free memory for `what`."""
+    return EnvironmentMissingError(
+        f"The GPU has too little free memory for {what}: {told[:400]}. End other work on this GPU, or choose another with CUDA_VISIBLE_DEVICES; "
+        "then continue with --resume."
+    )
+
+
 class Buckets:
-    """Sizes that batches of one network are run in, from `smallest` to `largest` rows. A size that did not fit is not tried again."""
+    """Sizes that batches of one network are run in: powers of two, the `smallest` and the `largest`. One that did not fit is not tried again.
+
+    Not for two threads at once: each lane has its own.
+    """
 
     def __init__(self, name: str, *, smallest: int = 1, largest: int) -> None:
         """`name` of the network, for the error."""
@@ -39,10 +66,7 @@ class Buckets:
                 part(slice(start, stop), size)
             except GpuMemoryError as error:
                 if size == self._sizes[0]:
-                    raise EnvironmentMissingError(
-                        f"The GPU has too little free memory for {self._name} with a batch of {size}: {error}. "
-                        "End other work on this GPU, or choose another with CUDA_VISIBLE_DEVICES; then continue with --resume."
-                    ) from error
+                    raise gpu_full(f"{self._name} with a batch of {size}", str(error)) from error
                 self._sizes = [smaller for smaller in self._sizes if smaller < size]
             else:
                 start = stop

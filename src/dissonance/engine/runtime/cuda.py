@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissonance.engine.runtime.buckets import GpuMemoryError, gpu_failed
-from dissonance.errors import EnvironmentMissingError, missing_extra
+from dissonance.errors import EnvironmentMissingError
 
 
 class Cuda(Protocol):
@@ -26,7 +26,7 @@ class Cuda(Protocol):
     def free(self, address: int) -> None: ...
 
     def pinned(self, size_bytes: int) -> NDArray[np.uint8]:
-        """Memory of the host that the GPU copies from and to while both go on; kept until the process ends. Raises GpuMemoryError."""
+        """Memory of the host that the GPU copies from and to while both go on; kept until the process ends."""
         ...
 
     def stream(self) -> int:
@@ -54,15 +54,24 @@ class Cuda(Protocol):
         ...
 
 
+# After these a GPU does nothing more for this process. Any other error is a wrong call of ours.
+LOST = {
+    "cudaErrorAssert", "cudaErrorContained", "cudaErrorContextIsDestroyed", "cudaErrorDevicesUnavailable", "cudaErrorECCUncorrectable",
+    "cudaErrorExternalDevice", "cudaErrorHardwareStackError", "cudaErrorIllegalAddress", "cudaErrorIllegalInstruction",
+    "cudaErrorInvalidAddressSpace", "cudaErrorInvalidPc", "cudaErrorLaunchFailure", "cudaErrorLaunchTimeout", "cudaErrorMisalignedAddress",
+    "cudaErrorNvlinkUncorrectable", "cudaErrorSystemNotReady", "cudaErrorUnknown",
+}  # fmt: skip
+
+
 class CudaPython:
-    """`Cuda` by cuda-python. A failed call is an EnvironmentMissingError: after most of them the GPU does nothing more for this process."""
+    """`Cuda` by cuda-python. A GPU that is lost is an EnvironmentMissingError, in every call that comes to know of it."""
 
     def __init__(self) -> None:
-        """Raises EnvironmentMissingError without cuda-python, a driver that it fits, or a GPU."""
+        """Raises EnvironmentMissingError without cuda-python, a driver that it fits, or a GPU; GpuMemoryError where it is full."""
         try:
             self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
-            raise missing_extra("cuda.bindings", "gpu", "--runtime tensorrt") from error
+            raise EnvironmentMissingError("--runtime tensorrt needs cuda-python. Install it with: pip install cuda-python") from error
         self._call("cudaSetDevice", 0)
 
     def _call(self, name: str, *arguments: object) -> Any:
@@ -73,18 +82,18 @@ class CudaPython:
         _, words = self._runtime.cudaGetErrorString(error)
         told = f"{name}: {cast(bytes, words).decode(errors='replace')}"
         if error == codes.cudaErrorMemoryAllocation:
-            self._runtime.cudaGetLastError()  # else the next call would be told of it again
             raise GpuMemoryError(told)
         if error == codes.cudaErrorInsufficientDriver:
             _, version = self._runtime.cudaRuntimeGetVersion()
             raise EnvironmentMissingError(f"CUDA {version // 1000}.{version % 1000 // 10} needs a newer NVIDIA driver than this machine's ({told}).")
         if error == codes.cudaErrorNoDevice:
             raise EnvironmentMissingError(f"CUDA finds no GPU ({told}). Is one named in CUDA_VISIBLE_DEVICES?")
-        raise gpu_failed(told)
+        raise gpu_failed(told) if error.name in LOST else RuntimeError(told)
 
     def allocate(self, size_bytes: int) -> int:
         address = int(self._call("cudaMalloc", max(1, size_bytes)))
         self._call("cudaMemset", address, 0, size_bytes)
+        self._call("cudaStreamSynchronize", 0)  # no stream of ours waits for the default one
         return address
 
     def free(self, address: int) -> None:
@@ -113,10 +122,13 @@ class CudaPython:
         try:
             work()
         except BaseException:
-            with contextlib.suppress(EnvironmentMissingError):
+            with contextlib.suppress(EnvironmentMissingError, RuntimeError):
                 self._call("cudaStreamEndCapture", stream)
             raise
-        return self._call("cudaGraphInstantiate", self._call("cudaStreamEndCapture", stream), 0)
+        graph = self._call("cudaStreamEndCapture", stream)
+        ready = self._call("cudaGraphInstantiate", graph, 0)
+        self._call("cudaGraphDestroy", graph)
+        return ready
 
     def launch(self, graph: Any, stream: int) -> None:
         self._call("cudaGraphLaunch", graph, stream)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dissonance.bundle import Bundle, Precision, graph_file
 from dissonance.engine.runtime.base import HEAD_OUTPUTS, FloatArray, HeadOutput, Runtime
-from dissonance.engine.runtime.buckets import MOST_ROWS, Buckets, GpuMemoryError, gpu_failed
+from dissonance.engine.runtime.buckets import MOST_ROWS, Buckets, GpuMemoryError, gpu_failed, is_out_of_memory, names_the_gpu
 from dissonance.errors import BundleError, EnvironmentMissingError, missing_extra
 from dissonance.machine import available_cores
 
@@ -45,17 +45,16 @@ class OnnxRuntime(Runtime):
         self._visual = self._session(ort, graph_file("visual.onnx", precision), provider, threads)
         self._audio = self._session(ort, graph_file("audio.onnx", precision), provider, threads)
         self._head = self._session(ort, "head.onnx", provider, threads)
-        parts = {"the visual encoder": self._visual, "the audio encoder": self._audio, "the head": self._head}
-        self._buckets = {id(session): Buckets(part, largest=MOST_ROWS) for part, session in parts.items()}
 
-    def _session(self, ort: Any, name: str, provider: str, threads: int) -> Any:
+    def _session(self, ort: Any, name: str, provider: str, threads: int) -> "_Session":
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or available_cores()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         try:
-            return ort.InferenceSession(self._bundle.read(name), options, providers=[provider])
+            settings = {"use_tf32": "0"} if self._on_gpu else {}  # float32 is float32
+            return _Session(ort.InferenceSession(self._bundle.read(name), options, providers=[(provider, settings)]), name, self._on_gpu)
         except Exception as error:  # ONNX Runtime's own exceptions share no base but Exception
             raise BundleError(f"Bundle '{self._bundle.path}': ONNX Runtime {ort.__version__} cannot load '{name}': {error}") from error
 
@@ -63,30 +62,40 @@ class OnnxRuntime(Runtime):
         feeds: dict[str, NDArray[Any]] = {"crops": crops}
         if self._per_frame:
             feeds["frame_index"] = frame_index
-        features: FloatArray = self._run(self._visual, ("features",), feeds)[0]
+        features: FloatArray = self._visual.run(("features",), feeds)[0]
         return features
 
     def encode_sound(self, mel: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
-        features: FloatArray = self._run(self._audio, ("features",), {"mel": mel, "mask": mask})[0]
+        features: FloatArray = self._audio.run(("features",), {"mel": mel, "mask": mask})[0]
         return features
 
     def run_head(self, visual: FloatArray, audio: FloatArray, mask: NDArray[np.bool_]) -> HeadOutput:
-        return HeadOutput(*self._run(self._head, HEAD_OUTPUTS, {"visual": visual, "audio": audio, "mask": mask}))
+        return HeadOutput(*self._head.run(HEAD_OUTPUTS, {"visual": visual, "audio": audio, "mask": mask}))
 
-    def _run(self, session: Any, outputs: tuple[str, ...], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """What a graph says of a batch; on a GPU in smaller parts where its memory does not suffice."""
-        if not self._on_gpu:
-            values: list[NDArray[Any]] = session.run(list(outputs), feeds)
+
+class _Session:
+    """One graph of the bundle."""
+
+    def __init__(self, session: Any, name: str, on_gpu: bool) -> None:
+        self._session = session
+        self._buckets = Buckets(name, largest=MOST_ROWS) if on_gpu else None
+
+    def run(self, outputs: tuple[str, ...], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """What the graph says of a batch; on a GPU in smaller parts where its memory does not suffice."""
+        if self._buckets is None:
+            values: list[NDArray[Any]] = self._session.run(list(outputs), feeds)
             return values
         parts: list[list[NDArray[Any]]] = []
 
         def part(rows: slice, _size: int) -> None:
             try:
-                parts.append(session.run(list(outputs), {name: value[rows] for name, value in feeds.items()}))
+                parts.append(self._session.run(list(outputs), {name: value[rows] for name, value in feeds.items()}))
             except Exception as error:  # ONNX Runtime's own exceptions share no base but Exception
-                if "allocate" in str(error) or "out of memory" in str(error):
+                if is_out_of_memory(str(error)):
                     raise GpuMemoryError(str(error)[:200]) from error
-                raise gpu_failed(str(error)) from error
+                if names_the_gpu(str(error)):
+                    raise gpu_failed(str(error)) from error
+                raise
 
-        self._buckets[id(session)].run(len(next(iter(feeds.values()))), part)
+        self._buckets.run(len(next(iter(feeds.values()))), part)
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]

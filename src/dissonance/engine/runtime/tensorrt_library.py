@@ -22,6 +22,7 @@ VERSIONS: dict[Flavour, tuple[tuple[int, int], tuple[int, int] | None]] = {
     "tensorrt": ((10, 13), (12, 0)),
     "tensorrt_rtx": ((1, 1), None),
 }  # from, below
+RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9", "12.0")  # compute capabilities; data-centre chips (9.0, 10.0) are flavour tensorrt's
 PROBE_TIMEOUT_S = 120.0
 
 

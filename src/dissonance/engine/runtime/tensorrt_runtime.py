@@ -1,13 +1,16 @@
 """A bundle's TensorRT plans as a runtime: one code path for TensorRT 10.13 to 11.x and TensorRT-RTX. No GPU has run it yet.
 
-Each plan has, for each batch size in powers of two, an execution context of its own with its memory, bound once, and a CUDA graph: a batch is a copy
-in, one launch and a copy out, with nothing in between. That is there once a lane, which is a stream of its own: of two calls at the same time, from
-two threads, one copies while the other computes. Plans take crops as bytes and everything else as the host has it, so nothing is converted here.
+Each plan has, for each batch size (`Buckets`), an execution context of its own with its memory, bound once, and a CUDA graph: a batch is a copy in,
+one launch and a copy out, with nothing in between; a context that cannot be captured is queued itself instead of a graph. All that is there once a
+lane, which is a stream of its own: of two calls at the same time, from two threads, one copies while the other computes. Plans take crops as bytes
+and everything else as the host has it, so nothing is converted here.
 """
 
+import functools
 import math
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissonance.bundle import Bundle, PlanSpec, Precision
+from dissonance.config import ModelConfig
 from dissonance.engine.runtime.base import HEAD_OUTPUTS, FloatArray, HeadOutput, Runtime
-from dissonance.engine.runtime.buckets import Buckets, GpuMemoryError
+from dissonance.engine.runtime.buckets import Buckets, GpuMemoryError, gpu_full, is_out_of_memory
 from dissonance.engine.runtime.cuda import Cuda, CudaPython
-from dissonance.engine.runtime.plans import choose_plans, read_plan
-from dissonance.engine.runtime.tensorrt_library import TITLES, Flavour, load_library, probe_library
+from dissonance.engine.runtime.plans import choose_plans, find_libraries, read_plan
+from dissonance.engine.runtime.tensorrt_library import TITLES, load_library
 from dissonance.errors import BundleError, EnvironmentMissingError
 from dissonance.machine import Gpu, find_gpus
 
@@ -33,14 +37,14 @@ class TensorRTRuntime(Runtime):
     """`Runtime` over a folder of plans. May be called from several threads."""
 
     def __init__(self, trt: Any, cuda: Cuda, bundle: Bundle, folder: str) -> None:
-        """Load the plans in `folder` of a bundle with the module `trt`. Raises BundleError, EnvironmentMissingError."""
+        """Load the plans in `folder` of a bundle with the module `trt`. Raises BundleError, GpuMemoryError, EnvironmentMissingError."""
         spec = bundle.spec.plans[folder]
         self.name = f"{spec.flavour}-{spec.precision}"
         self.precision: Precision = spec.precision
         self._library = _Library(trt, spec)
         self._per_frame = bundle.spec.model.visual.prompts.per_frame
         self._visual, self._audio, self._head = (
-            _Plan(self._library, cuda, bundle, folder, name) for name in ("visual.plan", "audio.plan", "head.plan")
+            _Plan(self._library, cuda, bundle, folder, name, tensors) for name, tensors in plan_tensors(bundle.spec.model).items()
         )
         self.lanes = LANES
         self._free_lanes: queue.LifoQueue[_Lane] = queue.LifoQueue()
@@ -71,13 +75,51 @@ class _Lane:
     stream: int
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """What a plan takes or gives, a row of it."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    given: bool  # an input
+
+    def __str__(self) -> str:
+        return f"{'input' if self.given else 'output'} of {self.dtype} {list(self.shape)} a row"
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def plan_tensors(model: ModelConfig) -> dict[str, dict[str, Tensor]]:
+    """What each plan of a model takes and gives, by the names that its ONNX graph has for them."""
+    visual, audio, frames, lags = model.visual, model.audio, model.frames, 2 * model.head.max_lag + 1
+    features, sounds, mask = (frames, visual.feature_size), (2 * frames, audio.hidden_size), (frames,)
+    size = visual.image_size
+    index: dict[str, tuple[type, tuple[int, ...]]] = {"frame_index": (np.int64, ())} if visual.prompts.per_frame else {}
+    said = {
+        "logit_visual": (np.float32, ()), "logit_audio": (np.float32, ()), "logit_fused": (np.float32, ()), "matched": (np.float32, mask),
+        "lag_profile": (np.float32, (lags,)), "lag_valid": (np.bool_, (lags,)), "best_lag": (np.int64, ()),
+    }  # fmt: skip
+    plans: dict[str, tuple[Mapping[str, tuple[type, tuple[int, ...]]], Mapping[str, tuple[type, tuple[int, ...]]]]] = {
+        "visual.plan": ({"crops": (np.uint8, (size, size, 3)), **index}, {"features": (np.float32, (visual.feature_size,))}),
+        "audio.plan": ({"mel": (np.float32, (audio.mel_bins, 4 * frames)), "mask": (np.bool_, mask)}, {"features": (np.float32, sounds)}),
+        "head.plan": ({"visual": (np.float32, features), "audio": (np.float32, sounds), "mask": (np.bool_, mask)}, said),
+    }
+    return {
+        name: {each: Tensor(np.dtype(kind), shape, given) for side, given in ((takes, True), (gives, False)) for each, (kind, shape) in side.items()}
+        for name, (takes, gives) in plans.items()
+    }
+
+
 class _Library:
     """The module `trt` with what it said, and what the two flavours call by different names."""
 
     def __init__(self, trt: Any, spec: PlanSpec) -> None:
         self.trt, self.title = trt, f"{TITLES[spec.flavour]} {trt.__version__}"
+        self.alone = threading.Lock()  # held by who lays out: what the library says then is about that
         self._rtx = spec.flavour == "tensorrt_rtx"
-        self._log = _make_log(trt)
+        self._log = _log_of(trt)
         self._runtime = trt.Runtime(self._log)
         if spec.options.get("version_compatible"):
             self._runtime.engine_host_code_allowed = True  # such a plan brings code of the library that built it
@@ -86,6 +128,7 @@ class _Library:
 
     def load(self, plan: bytes) -> Any:
         """An engine, or None."""
+        self._log.errors.clear()
         return self._runtime.deserialize_cuda_engine(plan)
 
     def context(self, engine: Any) -> Any:
@@ -93,6 +136,7 @@ class _Library:
 
         TensorRT-RTX compiles kernels when a context first meets a shape: at once, not in the background, or a graph would keep the slow ones.
         """
+        self._log.errors.clear()
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self._rtx:
             return engine.create_execution_context(strategy)
@@ -102,52 +146,52 @@ class _Library:
         return engine.create_execution_context(config)
 
     def told(self) -> str:
-        """What the library last said was wrong, once."""
-        words, self._log.errors = " ".join(self._log.errors[-2:]), []
-        return words[:400] or "it gave no reason"
+        """What the library said was wrong since it was last asked for an engine or a context."""
+        return " ".join(self._log.errors) or "it gave no reason"
 
-    def out_of_memory(self, words: str) -> bool:
-        """Whether that was for want of memory."""
-        return "out of memory" in words.lower() or "outofmemory" in words.lower()
+
+class _RefusedError(Exception):
+    """The library would not do something with a plan; its reason."""
 
 
 class _Plan:
-    """One plan: loaded, its tensors known, its batches run."""
+    """One plan: loaded, found to be what this release runs, its batches run."""
 
-    def __init__(self, library: _Library, cuda: Cuda, bundle: Bundle, folder: str, name: str) -> None:
-        profile = bundle.spec.plans[folder].graphs[name].profile
+    def __init__(self, library: _Library, cuda: Cuda, bundle: Bundle, folder: str, name: str, expected: dict[str, Tensor]) -> None:
         self._library, self._cuda, self._where = library, cuda, f"Bundle '{bundle.path}': '{folder}/{name}'"
-        self._buckets = Buckets(name.removesuffix(".plan"), smallest=profile.min, largest=profile.max)
+        profile = bundle.spec.plans[folder].graphs[name].profile
+        self._buckets = [Buckets(name.removesuffix(".plan"), smallest=profile.min, largest=profile.max) for _ in range(LANES)]
         self._engine = library.load(read_plan(bundle, folder, name))
         if self._engine is None:
-            raise BundleError(f"{self._where} does not load in {library.title}: {library.told()}. Build it again with: dissonance build")
+            if is_out_of_memory(library.told()):
+                raise GpuMemoryError(library.told())
+            raise BundleError(f"{self._where} does not load in {library.title}: {library.told()[:400]}. Build it again with: dissonance build")
         self._tensors = dict(self._read_tensors())
+        for each, tensor in expected.items():
+            if self._tensors.get(each) != tensor:
+                raise BundleError(f"{self._where} has no '{each}' as this release's ({tensor}). Build it again with: dissonance build")
+        for each, tensor in self._tensors.items():
+            if tensor.given and each not in expected:
+                raise BundleError(f"{self._where} takes a '{each}', which this release does not give. Build it again with: dissonance build")
         self._places: dict[tuple[int, int], _Place] = {}
-        self._laying_out = threading.Lock()
 
-    def _read_tensors(self) -> Iterator[tuple[str, "_Tensor"]]:
+    def _read_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All of the plan's, for each needs an address, also those that nobody asks for."""
         trt, engine = self._library.trt, self._engine
         for number in range(engine.num_io_tensors):
             name = engine.get_tensor_name(number)
             kind, shape = self._library.types.get(engine.get_tensor_dtype(name)), tuple(engine.get_tensor_shape(name))
-            if kind is None or not shape or shape[0] != -1 or -1 in shape[1:]:
-                raise BundleError(f"{self._where} has a tensor '{name}' of another type or shape than this release builds. Build it again.")
-            yield name, _Tensor(np.dtype(kind), shape[1:], given=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
+            if kind is None or shape[:1] != (-1,) or -1 in shape[1:]:
+                raise BundleError(f"{self._where} has a tensor '{name}' of a type or shape that this release does not build. Build it again.")
+            yield name, Tensor(np.dtype(kind), shape[1:], given=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
 
     def run(self, inputs: Arrays, outputs: tuple[str, ...], lane: _Lane) -> dict[str, NDArray[Any]]:
-        """What the plan says of `inputs`, which have as many rows each. Raises BundleError where they are not what it takes."""
-        for name in {*(name for name, tensor in self._tensors.items() if tensor.given), *inputs}:
-            tensor, values = self._tensors.get(name), inputs.get(name)
-            if tensor is None or values is None or (values.dtype, values.shape[1:]) != (tensor.dtype, tensor.shape):
-                raise BundleError(f"{self._where} does not take this bundle's '{name}'. Build it again with: dissonance build")
+        """What the plan says of `inputs`, which have as many rows each."""
         rows = len(next(iter(inputs.values())))
         results = {name: np.empty((rows, *self._tensors[name].shape), self._tensors[name].dtype) for name in outputs}
 
         def part(chosen: slice, size: int) -> None:
-            if (size, lane.number) not in self._places:
-                with self._laying_out:
-                    self._places[size, lane.number] = self._lay_out(size, lane)
-            place = self._places[size, lane.number]
+            place = self._place(size, lane)
             count = chosen.stop - chosen.start
             for name, values in inputs.items():
                 place.hosts[name][:count] = values[chosen]
@@ -159,16 +203,26 @@ class _Plan:
             for name in outputs:
                 results[name][chosen] = place.hosts[name][:count]
 
-        self._buckets.run(rows, part)
+        try:
+            self._buckets[lane.number].run(rows, part)
+        except _RefusedError as refused:
+            self._cuda.wait(lane.stream)  # raises where that was because the GPU is lost
+            raise EnvironmentMissingError(
+                f"{self._where}: {self._library.title} cannot run it: {str(refused)[:400]}. Build it again with: dissonance build"
+            ) from refused
         return results
 
+    def _place(self, size: int, lane: _Lane) -> "_Place":
+        if (size, lane.number) not in self._places:
+            with self._library.alone:
+                self._places[size, lane.number] = self._lay_out(size, lane)
+        return self._places[size, lane.number]
+
     def _lay_out(self, size: int, lane: _Lane) -> "_Place":
-        """Memory, context and graph for batches of `size`. Raises GpuMemoryError, with all of it free again."""
+        """Memory, context and graph for batches of `size`. Raises GpuMemoryError, with all of the GPU's memory free again, and _RefusedError."""
         cuda, addresses, taken = self._cuda, {}, list[int]()
         try:
-            hosts = {}
             for name, tensor in self._tensors.items():
-                hosts[name] = cuda.pinned(tensor.row_bytes * size).view(tensor.dtype).reshape(size, *tensor.shape)
                 addresses[name] = cuda.allocate(tensor.row_bytes * size)
                 taken.append(addresses[name])
             context = self._library.context(self._engine)
@@ -180,7 +234,11 @@ class _Plan:
             scratch = context.update_device_memory_size_for_shapes()
             taken.append(cuda.allocate(scratch))
             context.set_device_memory(taken[-1], scratch)
-            return _Place(hosts, addresses, context, self._graph(context, lane.stream))
+            enqueue = self._graph(context, lane.stream)
+            hosts = {  # last: memory of the host is not given back
+                name: cuda.pinned(tensor.row_bytes * size).view(tensor.dtype).reshape(size, *tensor.shape) for name, tensor in self._tensors.items()
+            }
+            return _Place(hosts, addresses, context, enqueue)
         except GpuMemoryError:
             for address in taken:
                 cuda.free(address)
@@ -201,21 +259,8 @@ class _Plan:
 
     def _must(self, done: bool) -> None:
         if not done:
-            words = self._library.told()
-            if self._library.out_of_memory(words):
-                raise GpuMemoryError(words)
-            raise EnvironmentMissingError(f"{self._where}: {self._library.title} cannot run it: {words}. Build it again with: dissonance build")
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]  # of one row
-    given: bool  # an input
-
-    @property
-    def row_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+            told = self._library.told()
+            raise GpuMemoryError(told) if is_out_of_memory(told) else _RefusedError(told)
 
 
 @dataclass(frozen=True)
@@ -232,7 +277,9 @@ def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     return values.reshape(-1).view(np.uint8)
 
 
-def _make_log(trt: Any) -> Any:
+@functools.cache
+def _log_of(trt: Any) -> Any:
+    """The library's log, of which a process has one."""
     severity = trt.ILogger.Severity
     grave = (severity.ERROR, severity.INTERNAL_ERROR)
 
@@ -241,38 +288,28 @@ def _make_log(trt: Any) -> Any:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors: list[str] = []
+            self.errors: deque[str] = deque(maxlen=10)
 
         def log(self, severity: Any, message: str) -> None:
             """Called by the library."""
             if severity in grave:
-                self.errors = [*self.errors[-9:], message]
+                self.errors.append(message)
 
     return Log()
-
-
-def installed_libraries() -> dict[Flavour, str]:
-    """The versions of the flavours that load here, in the order of preference. Raises EnvironmentMissingError where none does."""
-    versions: dict[Flavour, str] = {}
-    reasons = []
-    for flavour in TITLES:
-        try:
-            versions[flavour] = probe_library(flavour)
-        except EnvironmentMissingError as error:
-            reasons.append(str(error))
-    if not versions:
-        raise EnvironmentMissingError("--runtime tensorrt: " + " ".join(reasons))
-    return versions
 
 
 def open_tensorrt_runtime(bundle: Bundle, *, precision: Precision | None) -> TensorRTRuntime:
     """The plans of a bundle that fit this machine's first GPU. `precision` None: the first there is of fp16, bf16, fp8, int8-qdq, float32.
 
-    Raises EnvironmentMissingError (no GPU, no driver, no library) or BundleError (no plan that fits and may be run).
+    Raises UsageError (a precision that TensorRT has not), EnvironmentMissingError (no GPU, driver or library; no memory) or BundleError (no plan that
+    fits and may be run).
     """
     gpu = _first_gpu()  # asked of the driver first: TensorRT ends the process where there is none
-    folder, spec = choose_plans(bundle, gpu=gpu, versions=installed_libraries(), precision=precision)
-    return TensorRTRuntime(load_library(spec.flavour), CudaPython(), bundle, folder)
+    folder, spec = choose_plans(bundle, gpu=gpu, libraries=find_libraries(), precision=precision)
+    try:
+        return TensorRTRuntime(load_library(spec.flavour), CudaPython(), bundle, folder)
+    except GpuMemoryError as error:
+        raise gpu_full("the plans", str(error)) from error
 
 
 def _first_gpu() -> Gpu:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dissonance.bundle import Bundle, Precision
 from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
-from dissonance.engine.runtime.buckets import MOST_ROWS, Buckets, GpuMemoryError, gpu_failed
+from dissonance.engine.runtime.buckets import MOST_ROWS, Buckets, GpuMemoryError, gpu_failed, gpu_full, is_out_of_memory, names_the_gpu
 from dissonance.errors import BundleError, CheckpointError, EnvironmentMissingError
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import AudioVisualNetwork
@@ -100,8 +100,13 @@ class TorchRuntime(Runtime):
         try:
             with torch.inference_mode():
                 yield
-        except torch.AcceleratorError as error:
-            raise gpu_failed(str(error).partition("\n")[0]) from error
+        except RuntimeError as error:
+            told = str(error).partition("\n")[0]
+            if _is_full(error):
+                raise gpu_full("this model", told) from error
+            if isinstance(error, torch.AcceleratorError) or names_the_gpu(told):
+                raise gpu_failed(told) from error
+            raise
         finally:
             for module in training:
                 module.training = True
@@ -122,12 +127,17 @@ class _Graphs:
         found: list[tuple[Tensor, ...]] = []
 
         def part(rows: slice, size: int) -> None:
+            told = None
             if size not in self._captured:
                 try:
                     self._captured[size] = self._capture(tuple(each.new_zeros(size, *each.shape[1:]) for each in inputs))
-                except torch.cuda.OutOfMemoryError as error:
-                    torch.cuda.empty_cache()
-                    raise GpuMemoryError(str(error)) from error
+                except RuntimeError as error:
+                    if not _is_full(error):
+                        raise
+                    told = str(error).partition("\n")[0]
+            if told is not None:
+                torch.cuda.empty_cache()  # here, where no exception keeps tensors alive any more
+                raise GpuMemoryError(told)
             graph, places, results = self._captured[size]
             count = rows.stop - rows.start
             for place, given in zip(places, inputs, strict=True):
@@ -168,6 +178,8 @@ def open_torch_runtime(bundle: Bundle, *, device: Literal["auto", "cpu", "cuda"]
     if threads:
         torch.set_num_threads(threads)
     on_gpu, triton = chosen == "cuda", importlib.util.find_spec("triton") is not None
+    if on_gpu and precision == "float32":
+        torch.backends.cudnn.allow_tf32 = False  # else convolutions alone would not be float32
     return TorchRuntime(network.to(chosen), device=chosen, precision=precision, graphs=on_gpu, kernel=on_gpu and triton)
 
 
@@ -186,6 +198,10 @@ def _with_kernel(network: AudioVisualNetwork) -> Function:
         return *head.tail(found.fused, v, a, mask), found.matched, found.lag_profile, found.lag_valid, found.best_lag
 
     return run
+
+
+def _is_full(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(str(error))
 
 
 def _floats(values: Tensor) -> FloatArray:

@@ -119,8 +119,7 @@ class Scan:
         self._progress = progress
         self._clips: dict[int, _Clip] = {}
         self._retries: deque[_Clip] = deque()
-        self._quiet = False  # no worker said anything during the last wait
-        self._flushed_s = time.monotonic()
+        self._heard_s = self._flushed_s = time.monotonic()  # from a worker; and when partial batches were last run
         self._next_id = 0
         self._decoded = self._retried = 0
         self._lost: Counter[str] = Counter()
@@ -245,18 +244,14 @@ class Scan:
             return clip.task
 
         def poll() -> float:
-            partial = self._file_waits() and (self._quiet or time.monotonic() - self._flushed_s > _IDLE_WAIT_S)
-            if partial:
-                self._flushed_s = time.monotonic()
-            self._deliver(self._scorer.run(partial=partial), sink)
+            self._deliver(self._scorer.run(partial=self._partial_batches_are_due(time.monotonic())), sink)
             sink.flush_if_old()
-            self._quiet = True
             return _BATCHING_WAIT_S if self._file_waits() else _IDLE_WAIT_S
 
         with WorkerPool(count=self._config.execution.workers or available_cores(), spec=self._bundle.spec, scan=self._config) as pool:
             while True:
                 for event in pool.run(next_task, poll=poll, wake=self._inference.wake):
-                    self._quiet = False
+                    self._heard_s = time.monotonic()
                     if event.task.id in self._clips:
                         try:
                             with stage("receive"):
@@ -268,6 +263,13 @@ class Scan:
                 if not self._retries:  # which the last windows of all may ask for
                     break
             self._confined = None if pool.confined is None else sorted(pool.confined)
+
+    def _partial_batches_are_due(self, now_s: float) -> bool:
+        """While a file waits for scores: once no worker has said anything for a while, or long after they last ran. Then they run now."""
+        due = self._file_waits() and (now_s - self._heard_s >= _BATCHING_WAIT_S or now_s - self._flushed_s > _IDLE_WAIT_S)
+        if due:
+            self._flushed_s = now_s
+        return due
 
     def _file_waits(self) -> bool:
         """Whether a file that was read to its end lacks scores."""
