@@ -41,5 +41,12 @@ def failed(name: str, error: Exception) -> Row:
 
 def missing(*modules: str) -> str | None:
     """Which of these modules are not installed, as a reason; None where all are."""
-    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    absent = [name for name in modules if not _is_installed(name)]
     return f"needs {', '.join(absent)}, which is not installed" if absent else None
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False

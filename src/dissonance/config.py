@@ -161,6 +161,10 @@ class ModelConfig(Frozen):
 # ---------------------------------------------------------------------------------------------------------------- scan
 
 
+# What decodes video. dali: an NVIDIA GPU, and PyAV what that does not. dali-cpu: the same with DALI's CPU operators (VP8, VP9, MJPEG), for trials.
+Decoder = Literal["pyav", "dali", "dali-cpu"]
+
+
 class DetectorConfig(Frozen):
     """Where faces are."""
 
@@ -232,6 +236,7 @@ class ScanConfig(Frozen):
     extensions: tuple[str, ...] = (
         ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".3gp", ".wmv", ".ogv",
     )  # fmt: skip
+    decoder: Decoder = "pyav"
     detector: DetectorConfig = DetectorConfig()
     tracking: TrackingConfig = TrackingConfig()
     speech: SpeechConfig = SpeechConfig()
@@ -241,6 +246,8 @@ class ScanConfig(Frozen):
     def fingerprint(self) -> str:
         """SHA-256 of all that can change a score: a scan resumes only under the same one."""
         data = self.model_dump(mode="json", include={"detector": True, "tracking": True, "speech": True, "limits": {"min_frames"}})
+        if self.decoder != "pyav":
+            data["decoder"] = self.decoder  # its colours are not quite PyAV's
         for key in ("yunet_model", "boxes_file"):
             if (path := getattr(self.detector, key)) is not None:
                 data["detector"][key] = hashlib.sha256(_read_bytes(path, f"detector.{key}")).hexdigest()

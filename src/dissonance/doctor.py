@@ -1,5 +1,6 @@
 """What is usable on this machine, and why what is not, is not (`dissonance doctor`)."""
 
+import ctypes
 import importlib
 import importlib.util
 import json
@@ -76,8 +77,12 @@ def _isolation() -> str:
 
 def _module(name: str, distribution: str | None = None) -> Callable[[], str]:
     def look() -> str:
-        if importlib.util.find_spec(name) is None:
-            raise ModuleNotFoundError(name)
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # not even the package that it is in
+            found = None
+        if found is None:
+            raise ModuleNotFoundError(f"the Python module '{name}' is not installed")
         try:
             return metadata.version(distribution or name)
         except metadata.PackageNotFoundError:
@@ -92,6 +97,15 @@ def _driver() -> str:
     except FileNotFoundError as error:
         raise ModuleNotFoundError(str(error)) from error
     return f"{len(found)} GPU(s)" + "".join(f", {gpu.name} (compute capability {gpu.compute_capability})" for gpu in found)
+
+
+def _nvdec() -> str:
+    library = "libnvcuvid.so.1"
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        raise ModuleNotFoundError(f"{library} is not on this machine") from error
+    return library
 
 
 def _tensorrt(flavour: Flavour) -> Callable[[], str]:
@@ -131,6 +145,8 @@ def examine() -> list[Finding]:
             "build for RTX GPUs, with or without one; scan --runtime tensorrt",
             "pip install 'dissonance[rtx]'",
         ),
+        ("dali", _module("nvidia.dali", "nvidia-dali-cuda130"), "scan --decoder dali, on a GPU", "pip install 'dissonance[gpu]'"),
+        ("nvdec", _nvdec, "scan --decoder dali", "it comes with NVIDIA's driver; in a container, with NVIDIA_DRIVER_CAPABILITIES=video"),
         ("cuda-python", _module("cuda.bindings", "cuda-bindings"), "scan --runtime tensorrt", "pip install cuda-python"),
         *((f"bundle {name}", _bundle(name), "scanning", "reinstall the package") for name in list_bundles()),
     ]

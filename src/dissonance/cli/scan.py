@@ -31,6 +31,7 @@ def scan_config(
     yunet_model: Path | None,
     boxes: Path | None,
     execution: dict[str, int | None],
+    decoder: str = "auto",
 ) -> ScanConfig:
     """The scan config of a YAML file, with what the command line says laid over it."""
     base = load_config(ScanConfig, config) if config else ScanConfig()
@@ -42,6 +43,8 @@ def scan_config(
     chosen = {"kind": detector, "yunet_model": yunet_model and str(yunet_model), "boxes_file": boxes and str(boxes)}
     data["detector"].update({key: value for key, value in chosen.items() if value is not None})
     data["execution"].update({key: value for key, value in execution.items() if value is not None})
+    if decoder != "auto":
+        data["decoder"] = decoder
     return parse_config(ScanConfig, data, origin="from the command line")
 
 
@@ -68,7 +71,10 @@ def scan(
     bundle_sha256: BundleHashOption = None,
     config: Annotated[Path | None, typer.Option(help="A scan config in YAML; configs/scan/default.yaml lists every key.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where inference runs.")] = "auto",
-    decoder: Annotated[Literal["auto", "pyav"], typer.Option(help="What decodes video.")] = "auto",
+    decoder: Annotated[
+        Literal["auto", "pyav", "dali"],
+        typer.Option(help="What decodes video; auto: pyav. dali decodes on an NVIDIA GPU, and leaves to pyav what it cannot."),
+    ] = "auto",
     runtime: Annotated[
         Literal["auto", "onnxruntime", "torch", "tensorrt"],
         typer.Option(help="What runs the network; auto: onnxruntime. torch reads the bundle's weights, tensorrt the plans that `build` made."),
@@ -103,10 +109,9 @@ def scan(
     from dissonance.engine.runtime import open_runtime
     from dissonance.engine.scan.pipeline import Scan
 
-    del decoder  # one so far: auto
     tolerated = _tolerated_failures(max_failures)
     execution = {"workers": workers, "threads": threads, "batch_frames": batch_frames, "batch_windows": batch_windows}
-    settings = scan_config(config, detector=detector, yunet_model=yunet_model, boxes=boxes, execution=execution)
+    settings = scan_config(config, detector=detector, yunet_model=yunet_model, boxes=boxes, execution=execution, decoder=decoder)
     opened = open_bundle(bundle, sha256=bundle_sha256)
     console = stderr()
     _warn(console, opened, settings)

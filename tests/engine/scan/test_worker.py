@@ -15,7 +15,7 @@ from dissonance.bundle import open_bundle
 from dissonance.config import ScanConfig
 from dissonance.engine.media.clip import ClipSummary, Window
 from dissonance.engine.scan.channel import send
-from dissonance.engine.scan.messages import Opened
+from dissonance.engine.scan.messages import Opened, Task
 from dissonance.engine.scan.worker import Worker
 from dissonance.errors import MediaError
 
@@ -39,7 +39,7 @@ def make() -> Iterator[Make]:
 
 
 def all_of(worker: Worker, path: Path) -> list[Opened | Window | ClipSummary]:
-    return list(worker.read(str(path), str(path)))
+    return list(worker.read(Task(1, str(path), str(path))))
 
 
 def refusal(worker: Worker, path: Path) -> tuple[str, str]:
@@ -130,7 +130,7 @@ def test_a_file_that_changes_while_it_is_read_is_no_result(change: Callable[[Pat
     path = tmp_path / "x.mp4"
     path.write_bytes(clips[0].read_bytes())
     os.utime(path, (1, 1))
-    parts = make().read(str(path), str(path))
+    parts = make().read(Task(1, str(path), str(path)))
     found: list[object] = [next(parts), next(parts)]  # opened, and a window: all is read of so short a file but for its end
     change(path)
     with pytest.raises(MediaError, match="changed: the file changed while it was read"):
@@ -150,7 +150,7 @@ def test_a_file_that_grows_for_ever_is_hashed_up_to_its_first_size(make: Make, c
         beat(media_s, read_mib=read_mib)
 
     worker._heart.beat = beat_and_grow  # type: ignore[method-assign]
-    opened = next(worker.read(str(path), str(path)))
+    opened = next(worker.read(Task(1, str(path), str(path))))
     assert isinstance(opened, Opened)
     assert opened.size_bytes is not None
     assert opened.size_bytes < clips[0].stat().st_size + (1 << 20)

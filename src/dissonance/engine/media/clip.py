@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,12 @@ from dissonance.bundle import CropSpec, MelSpec
 from dissonance.config import LimitsConfig, ModelConfig, ScanConfig, SpeechConfig
 from dissonance.engine.media.audio import SAMPLE_RATE_HZ, SoundReader
 from dissonance.engine.media.boxes import BoxFile
-from dissonance.engine.media.detect import Detector
+from dissonance.engine.media.dali import DaliDecoder, DaliReader
+from dissonance.engine.media.detect import Detector, Picture
 from dissonance.engine.media.faces import DetectedFaces, FaceStream, GivenFaces, TrackProgress
 from dissonance.engine.media.probe import MediaInfo, check_duration, probe
 from dissonance.engine.media.sound import SoundSummary, SoundTrack
-from dissonance.engine.media.video import Frame, VideoReader
+from dissonance.engine.media.video import GridReader, VideoReader
 from dissonance.engine.media.windows import Span, TrackWindows, window_starts
 from dissonance.errors import MediaError
 
@@ -94,17 +95,17 @@ class ClipSummary:
 class _Picture:
     """The frames of a file; trouble ends them and is kept in `error`."""
 
-    def __init__(self, path: Path, info: MediaInfo, *, limits: LimitsConfig, alive: Callable[[], None]) -> None:
+    def __init__(self, path: Path, info: MediaInfo, *, dali: DaliDecoder | None, limits: LimitsConfig, alive: Callable[[], None]) -> None:
         self.error: MediaError | None = None
         self.frames = 0
-        self._reader: VideoReader | None = None
+        self._reader: GridReader[Any] | None = None
         if info.video is not None:
-            try:
+            if dali is None:
                 self._reader = VideoReader(path, info, limits=limits, alive=alive)
-            except MediaError as error:
-                self.error = error
+            else:
+                self._reader = DaliReader(path, info, dali, limits=limits, alive=alive)
 
-    def __iter__(self) -> Iterator[tuple[int, Frame]]:
+    def __iter__(self) -> Iterator[tuple[int, Picture]]:
         if self._reader is None:
             return
         frames = iter(self._reader)
@@ -203,21 +204,23 @@ def read_clip(
     mel: MelSpec,
     scan: ScanConfig,
     detector: Detector | BoxFile,
+    dali: DaliDecoder | None = None,
     uri: str | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Iterator[Window | ClipSummary]:
     """Windows of every face of a file as they become certain, then exactly one ClipSummary.
 
     A file without a face, but with a voice, gives windows of the sound alone (track -1), of those stretches that hold speech. `uri` is the name
-    under which given boxes are looked up (default: the path as text). `progress` is called with the seconds that were
-    read of it for every frame of the grid and every chunk of sound, and with 0 for every packet.
+    under which given boxes are looked up (default: the path as text). `dali` decodes the pictures instead of PyAV. `progress` is called with the
+    seconds that were read of it for every frame of the grid and every chunk of sound, and with 0 for every packet.
     Nothing is decided on a clip's length: that is the caller's.
 
     Raises MediaError: the file cannot be opened, neither its picture nor its sound could be decoded, or it costs more than `scan.limits` allow.
+    Raises UnsuitableError, with `dali` only, at any time: the file is to be read again without.
     """
     info = probe(path, limits=scan.limits)
     history = SOUND_HISTORY_FRAMES + model.frames + _delay_frames(scan)
-    picture = _Picture(path, info, limits=scan.limits, alive=lambda: progress(0.0))
+    picture = _Picture(path, info, dali=dali, limits=scan.limits, alive=lambda: progress(0.0))
     sound: _Sound | None = None
     faces: FaceStream | None = None
     windows: dict[int, TrackWindows] = {}

@@ -39,7 +39,7 @@ def upright_turn_deg(picture: av.VideoFrame) -> int:
 
 
 @functools.cache
-def _rgb_matrix(space: int, full: bool, bits: int) -> NDArray[np.float64]:
+def rgb_matrix(space: int, full: bool, bits: int) -> NDArray[np.float64]:
     """(3, 4): (Y, U, V, 1) as stored to RGB 0-255. ITU-T H.273, equations 38 to 43 solved for RGB."""
     kr, kb = LUMA_WEIGHTS[space]
     kg, peak, step = 1 - kr - kb, (1 << bits) - 1, 1 << (bits - 8)
@@ -149,7 +149,7 @@ class Frame:
         chroma = [_replicated(p[ay : -(-y1 // step_y), ax : -(-x1 // step_x)], step_x, step_y) for p in planes[1:]]
         dx, dy = x0 - ax * step_x, y0 - ay * step_y
         yuv = cv2.merge([planes[0][y0:y1, x0:x1], *(c[dy : dy + y1 - y0, dx : dx + x1 - x0] for c in chroma)])
-        matrix = _rgb_matrix(space, full, bits)
+        matrix = rgb_matrix(space, full, bits)
         if bits == 8:
             return cv2.transform(yuv, matrix.astype(np.float32))  # type: ignore[return-value]  # rounds, clips
         wide = cv2.transform(yuv, (256 * matrix).astype(np.float32))  # 16 bits, clipped at 255.996

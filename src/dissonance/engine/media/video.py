@@ -1,11 +1,12 @@
 """Pictures of one file on the 25 fps grid."""
 
 import math
+from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import av
 from av.video.reformatter import VideoReformatter
@@ -16,29 +17,27 @@ from dissonance.engine.media.packets import PacketReader
 from dissonance.engine.media.probe import MediaInfo, check_pixels, open_media
 from dissonance.errors import MediaError
 
-__all__ = ["FPS", "Frame", "VideoReader"]
+__all__ = ["FPS", "Frame", "GridReader", "VideoReader"]
 
+Shown = TypeVar("Shown")
 FPS = 25
 _MAX_DISTINCT = 256  # spacings of timestamps that are told apart
 _MAX_DELAY = 64  # packets that a decoder holds back at most
 _MAX_LAST_S = 10  # a container's word for how long the last frame stays is believed up to here
 
 
-class VideoReader:
-    """The chosen video stream on the grid: iterate once over (k, Frame), every k from 0 on, in order.
+class GridReader(Generic[Shown]):
+    """The chosen video stream on the grid, whatever decodes it: iterate once over (k, frame), every k from 0 on, in order.
 
     Grid frame k is what is on screen in the middle of its interval: the last source frame presented at or before origin_s + k/25 + 0.02 s.
-    The same Frame object comes again where the grid repeats it. A frame whose time is not after its predecessor's is never shown.
-    Packets that do not decode are skipped and counted, as FFmpeg does. Memory: the decoder's own frames and one more.
+    The same object comes again where the grid repeats a frame. A frame whose time is not after its predecessor's is never shown.
     Raises MediaError: corrupt where nothing decodes, refused beyond `limits`, out_of_memory; ValueError where `info` has no video.
     """
 
-    def __init__(
-        self, path: Path, info: MediaInfo, *, threads: int = 1, limits: LimitsConfig | None = None, alive: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, path: Path, info: MediaInfo, *, limits: LimitsConfig | None = None, alive: Callable[[], None] = lambda: None) -> None:
         if info.video is None:
             raise ValueError("this file has no video stream")
-        self._path, self._info, self._video, self._threads = path, info, info.video, threads
+        self._path, self._info, self._video = path, info, info.video
         self._limits, self._alive = limits or LimitsConfig(), alive
         self.origin_s = 0.0  # presentation time of the first frame, on the file's clock; known after the first frame
         self.frames_decoded = 0  # every frame that the decoder returned
@@ -47,13 +46,20 @@ class VideoReader:
         self.discontinuities = 0  # jumps of the clock that were closed (see packets.py)
         self.variable_frame_rate = False
 
-    def __iter__(self) -> Iterator[tuple[int, Frame]]:
-        reformatter = VideoReformatter()
-        current: av.VideoFrame | None = None
+    @abstractmethod
+    def _decoded(self) -> Iterator[tuple[Any, Fraction]]:
+        """Every frame of the stream, something with a `pts` and a `duration` (either may be None), and the time base of these."""
+
+    @abstractmethod
+    def _frame(self, picture: Any) -> Shown:
+        """What is given out of such a frame."""
+
+    def __iter__(self) -> Iterator[tuple[int, Shown]]:
+        current = None
         start = 0  # current's first grid frame
         for picture, following in self._spans():
             if current is not None and following > start:
-                frame = Frame(current, sample_aspect=self._video.sample_aspect, reformatter=reformatter, turn_deg=self._video.rotation_deg)
+                frame = self._frame(current)
                 for k in range(start, following):
                     yield k, frame
                 start = following
@@ -63,7 +69,7 @@ class VideoReader:
         if current is not None:
             self.frames_dropped += 1
 
-    def _spans(self) -> Iterator[tuple[av.VideoFrame | None, int]]:
+    def _spans(self) -> Iterator[tuple[Any, int]]:
         """Each source frame with the grid frame it starts at; at the end None with the number of grid frames."""
         origin: int | None = None
         last = 0
@@ -93,6 +99,19 @@ class VideoReader:
         self.variable_frame_rate = _is_variable(spacings)
         end = last - origin + min(duration, math.floor(_MAX_LAST_S / base))
         yield None, max(_grid_frame(end, base), 1)
+
+
+class VideoReader(GridReader[Frame]):
+    """`GridReader` by PyAV. Packets that do not decode are skipped and counted, as FFmpeg does. Memory: the decoder's own frames and one more."""
+
+    def __init__(
+        self, path: Path, info: MediaInfo, *, threads: int = 1, limits: LimitsConfig | None = None, alive: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(path, info, limits=limits, alive=alive)
+        self._threads, self._reformatter = threads, VideoReformatter()
+
+    def _frame(self, picture: av.VideoFrame) -> Frame:
+        return Frame(picture, sample_aspect=self._video.sample_aspect, reformatter=self._reformatter, turn_deg=self._video.rotation_deg)
 
     def _decoded(self) -> Iterator[tuple[av.VideoFrame, Fraction]]:
         """Every frame of the stream, flush included, with the time base of its pts."""

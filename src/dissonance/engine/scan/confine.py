@@ -108,6 +108,15 @@ def confine(*, more_memory_bytes: int) -> list[str]:
     return in_force
 
 
+def confine_on_gpu() -> list[str]:
+    """What can be given up by a worker that decodes on a GPU: little. CUDA reserves address space, writes to devices and asks them much by ioctl."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    ends = libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
+    no_new = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+    return ["core", *(["ends_with_the_scan"] if ends else []), *(["no_new_privileges"] if no_new else [])]
+
+
 def _enter_domain(libc: ctypes.CDLL) -> bool:
     """Landlock: of what the user may read, all but /proc and /sys, where other processes' environments are; and none can be traced from a domain."""
     rights = ctypes.c_uint64(_LANDLOCK_READ_FILE | _LANDLOCK_READ_DIR)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissonance.bundle import CropSpec, MelSpec
-from dissonance.config import ModelConfig, ScanConfig
+from dissonance.config import Decoder, ModelConfig, ScanConfig
 from dissonance.engine.media.clip import MEL_FRAMES, SOUND_ALONE, ClipSummary, Window
 from dissonance.engine.scan.channel import ProtocolError
 
@@ -40,6 +40,7 @@ class Task:
     id: int
     path: str  # what is opened
     uri: str  # how rows and given boxes name it
+    decoder: Decoder = "pyav"
     fresh: bool = False  # wants a process that has decoded nothing else
 
 
@@ -75,6 +76,13 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Declined:
+    """The task's decoder does not decode this file; another may."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
 class Crashed:
     """A file cost its worker: an error nobody foresaw, a death, silence, too much time or memory, or a message that is none."""
 
@@ -82,21 +90,22 @@ class Crashed:
     reason: Literal["decoder_crash", "timeout", "out_of_memory"] = "decoder_crash"
 
 
-Message: TypeAlias = Ready | Opened | Heartbeat | Window | ClipSummary | Failed | Crashed
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Ready, Opened, Heartbeat, Window, ClipSummary, Failed, Crashed)}
+Message: TypeAlias = Ready | Opened | Heartbeat | Window | ClipSummary | Failed | Declined | Crashed
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Ready, Opened, Heartbeat, Window, ClipSummary, Failed, Declined, Crashed)}
 _ARRAYS = {Window: {"new_crops": "uint8", "mel": "float32", "boxes": "float32", "speech": "bool", "mouth_motion": "float32"}}
 _HINTS = {kind: typing.get_type_hints(kind) for kind in _KINDS.values()}
 
 
 def encode_task(task: Task) -> bytes:
     """A task as bytes; the path survives whatever bytes it is made of."""
-    return json.dumps({"id": task.id, "path": base64.b64encode(os.fsencode(task.path)).decode(), "uri": task.uri}).encode()
+    path = base64.b64encode(os.fsencode(task.path)).decode()
+    return json.dumps({"id": task.id, "path": path, "uri": task.uri, "decoder": task.decoder}).encode()
 
 
 def decode_task(data: bytes) -> Task:
     """The inverse of `encode_task`."""
     fields = json.loads(data)
-    return Task(id=fields["id"], path=os.fsdecode(base64.b64decode(fields["path"])), uri=fields["uri"])
+    return Task(id=fields["id"], path=os.fsdecode(base64.b64decode(fields["path"])), uri=fields["uri"], decoder=fields["decoder"])
 
 
 def encode(message: Message) -> bytes:

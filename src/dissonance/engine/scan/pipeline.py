@@ -23,12 +23,13 @@ from typing import Any, Protocol
 from dissonance.bundle import Bundle
 from dissonance.config import ScanConfig
 from dissonance.engine.media.clip import ClipSummary, Window
+from dissonance.engine.media.dali import require_decoder
 from dissonance.engine.media.detect import make_detector
 from dissonance.engine.runtime.base import Runtime
 from dissonance.engine.scan.channel import ProtocolError
 from dissonance.engine.scan.inference import Inference
 from dissonance.engine.scan.ledger import Ledger, Stamp
-from dissonance.engine.scan.messages import Crashed, Failed, Opened, Task
+from dissonance.engine.scan.messages import Crashed, Declined, Failed, Opened, Task
 from dissonance.engine.scan.scoring import Scorer, WindowScore
 from dissonance.engine.scan.sink import Sink
 from dissonance.engine.scan.sources import Input, Sources
@@ -89,6 +90,7 @@ class _Clip:
     stamp: Stamp
     builder: VerdictBuilder
     tries: int
+    again: bool = False  # it was read before, in this run
     started_s: float = field(default_factory=time.monotonic)
     windows_left: int = 0
     summary: ClipSummary | None = None
@@ -128,6 +130,7 @@ class Scan:
     def run(self) -> ScanSummary:
         """Scan everything. Raises DissonanceError for what ends a run; a file never does."""
         make_detector(self._config.detector)  # a wrong model or box file is told once, before the work starts
+        require_decoder(self._config.decoder)
         try:
             with self._locked_out(), Inference(threads=self._runtime.lanes) as self._inference:
                 self._scorer = Scorer(self._runtime, model=self._bundle.spec.model, execution=self._config.execution, inference=self._inference)
@@ -225,7 +228,7 @@ class Scan:
         for number, item in ledger.pending():
             self._next_id += 1
             builder = VerdictBuilder(uri=item.uri, bundle=self._bundle, scan=self._config, runtime=self._runtime.name)
-            yield _Clip(number, Task(self._next_id, item.path, item.uri), Stamp.of(item.path), builder, tries=1)
+            yield _Clip(number, Task(self._next_id, item.path, item.uri, self._config.decoder), Stamp.of(item.path), builder, tries=1)
 
     # ------------------------------------------------------------------------------------------------------- the main loop
 
@@ -280,7 +283,7 @@ class Scan:
         if event.peak_memory_mib is not None:
             clip.builder.peak_memory(event.peak_memory_mib)
         if isinstance(message, Opened):
-            self._decoded += clip.tries == 1
+            self._decoded += not clip.again
             clip.builder.opened(message)
         elif isinstance(message, Window):
             self._scorer.add(clip.task.id, message)
@@ -290,6 +293,8 @@ class Scan:
             self._finish_if_complete(clip, sink)
         elif isinstance(message, Failed):
             self._finish(clip, clip.builder.without_score(reason=message.reason, detail=message.detail, elapsed_s=_since(clip)), sink)
+        elif isinstance(message, Declined):
+            self._read_again(clip, cause=f"{clip.task.decoder}: {message.detail}", fresh=False)
         elif isinstance(message, Crashed):
             self._on_crash(clip, message, sink)
 
@@ -299,14 +304,17 @@ class Scan:
         if clip.tries >= MAX_TRIES:
             self._finish(clip, clip.builder.without_score(reason=crash.reason, detail=crash.detail, elapsed_s=_since(clip)), sink)
             return
+        self._retried += 1
+        self._read_again(clip, cause=f"{crash.reason}: {crash.detail}", fresh=True)
+
+    def _read_again(self, clip: _Clip, *, cause: str, fresh: bool) -> None:
+        """From its beginning, with PyAV, whatever decoded it before; what was found so far is dropped."""
         self._scorer.forget(clip.task.id)
         del self._clips[clip.task.id]
-        self._retried += 1
         self._next_id += 1
-        task = Task(self._next_id, clip.task.path, clip.task.uri, fresh=True)
-        builder = clip.builder.anew(fallback_cause=f"{crash.reason}: {crash.detail}")
-        again = _Clip(clip.number, task, Stamp.of(task.path), builder, tries=clip.tries + 1, started_s=clip.started_s)
-        self._retries.append(again)
+        task = Task(self._next_id, clip.task.path, clip.task.uri, fresh=fresh)
+        builder = clip.builder.anew(fallback_cause=cause)
+        self._retries.append(_Clip(clip.number, task, Stamp.of(task.path), builder, tries=clip.tries + fresh, again=True, started_s=clip.started_s))
 
     def _deliver(self, scores: Iterator[tuple[int, WindowScore]], sink: Sink) -> None:
         for task_id, score in scores:

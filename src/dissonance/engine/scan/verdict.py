@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissonance.bundle import Bundle, BundleSpec, CalibrationSpec, ModalityCase
-from dissonance.config import ScanConfig, SpeechConfig
+from dissonance.config import Decoder, ScanConfig, SpeechConfig
 from dissonance.engine.media.clip import ClipSummary
 from dissonance.engine.scan.channel import ProtocolError
 from dissonance.engine.scan.messages import Opened
@@ -183,19 +183,22 @@ class FileVerdict:
 class VerdictBuilder:
     """Collects one file's scores and ends in exactly one of `scored` (which may abstain) and `without_score`."""
 
-    def __init__(self, *, uri: str, bundle: Bundle, scan: ScanConfig, runtime: str) -> None:
+    def __init__(self, *, uri: str, bundle: Bundle, scan: ScanConfig, runtime: str, decoder: Decoder | None = None) -> None:
+        """`decoder`: of this try; None: the scan's."""
         self._bundle = bundle
         self._spec: BundleSpec = bundle.spec
         self._scan = scan
         self._tracks: dict[int, TrackScores] = {}
         self._row: Row = dict.fromkeys(FILES.names)
-        self._row.update(uri=uri, decoder="pyav", detector=scan.detector.kind, runtime=runtime)
+        self._row.update(uri=uri, decoder=decoder or scan.decoder, detector=scan.detector.kind, runtime=runtime)
         self._row.update(bundle_id=bundle.id, trained_on=bundle.spec.trained_on, tracks=0, windows=0)
 
     def anew(self, *, fallback_cause: str) -> "VerdictBuilder":
-        """An empty builder for the same file, to try it again; its row will say why."""
-        builder = VerdictBuilder(uri=str(self._row["uri"]), bundle=self._bundle, scan=self._scan, runtime=str(self._row["runtime"]))
-        builder._row.update(fallback_cause=fallback_cause, peak_memory_mib=self._row["peak_memory_mib"])
+        """An empty builder for the same file, to try it again, with PyAV; its row will say why."""
+        uri, runtime = str(self._row["uri"]), str(self._row["runtime"])
+        builder = VerdictBuilder(uri=uri, bundle=self._bundle, scan=self._scan, runtime=runtime, decoder="pyav")
+        causes = (self._row["fallback_cause"], fallback_cause)
+        builder._row.update(fallback_cause="; ".join(str(cause) for cause in causes if cause), peak_memory_mib=self._row["peak_memory_mib"])
         return builder
 
     def peak_memory(self, mib: int) -> None:

@@ -22,10 +22,12 @@ import cv2
 from dissonance.bundle import CropSpec, MelSpec
 from dissonance.config import LimitsConfig, ModelConfig, ScanConfig
 from dissonance.engine.media.clip import ClipSummary, Window, read_clip
+from dissonance.engine.media.dali import DaliDecoder
 from dissonance.engine.media.detect import make_detector
+from dissonance.engine.media.segments import UnsuitableError
 from dissonance.engine.scan.channel import receive, send
-from dissonance.engine.scan.confine import confine
-from dissonance.engine.scan.messages import Crashed, Failed, Heartbeat, Opened, Ready, Task, decode_task, encode
+from dissonance.engine.scan.confine import confine, confine_on_gpu
+from dissonance.engine.scan.messages import Crashed, Declined, Failed, Heartbeat, Opened, Ready, Task, decode_task, encode
 from dissonance.errors import MediaError
 
 HEARTBEAT_S = 5.0
@@ -101,6 +103,8 @@ class Worker:
         self._mel = MelSpec.model_validate(settings["mel"])
         self._config = ScanConfig.model_validate(settings["scan"])
         self._detector = make_detector(self._config.detector)
+        self.on_gpu = self._config.decoder == "dali"
+        self._dali = None if self._config.decoder == "pyav" else DaliDecoder("gpu" if self.on_gpu else "cpu")
         self._heart = Heart(scan)
 
     @property
@@ -108,8 +112,9 @@ class Worker:
         """What one file may cost."""
         return self._config.limits
 
-    def read(self, path: str, uri: str) -> Iterator[Opened | Window | ClipSummary]:
-        """All there is to say of one file, its summary last. Raises MediaError."""
+    def read(self, task: Task) -> Iterator[Opened | Window | ClipSummary]:
+        """All there is to say of one file, its summary last. Raises MediaError, UnsuitableError."""
+        path = task.path
         self._heart.new_file()
         if "://" in path and not os.path.exists(path):
             raise MediaError("refused", "this release scans local files only; copy the file here, or mount its storage")
@@ -117,12 +122,13 @@ class Worker:
         yield opened
         parts = read_clip(
             Path(path),
-            uri=uri,
+            uri=task.uri,
             model=self._model,
             crop=self._crop,
             mel=self._mel,
             scan=self._config,
             detector=self._detector,
+            dali=None if task.decoder == "pyav" else self._dali,
             progress=self._heart.beat,
         )
         for part in parts:
@@ -131,16 +137,18 @@ class Worker:
             yield part
 
 
-def _windows_of(task: Task, worker: Worker, scan: socket.socket) -> ClipSummary | Failed | Crashed:
+def _windows_of(task: Task, worker: Worker, scan: socket.socket) -> ClipSummary | Failed | Declined | Crashed:
     """Send what there is to say of a file but for its last word, which is returned."""
     try:
-        for part in worker.read(task.path, task.uri):
+        for part in worker.read(task):
             if isinstance(part, ClipSummary):
                 return part
             send(scan, encode(part))
         raise AssertionError("a file without a summary")
     except MediaError as error:
         return Failed(reason=error.reason, detail=error.detail)  # type: ignore[arg-type]  # checked by the scan
+    except UnsuitableError as error:
+        return Declined(str(error))
     except ConnectionError:
         raise
     except Exception as error:
@@ -168,7 +176,8 @@ def main(descriptor: int) -> None:
     cv2.setNumThreads(1)
     scan = socket.socket(fileno=descriptor)
     worker, trim = Worker(scan), _give_back()
-    send(scan, encode(Ready(tuple(confine(more_memory_bytes=(worker.limits.max_memory_mib - IDLE_MIB) * _MIB)))))
+    more_memory_bytes = (worker.limits.max_memory_mib - IDLE_MIB) * _MIB
+    send(scan, encode(Ready(tuple(confine_on_gpu() if worker.on_gpu else confine(more_memory_bytes=more_memory_bytes)))))
     while True:
         try:
             task = decode_task(receive(scan))

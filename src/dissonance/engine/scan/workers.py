@@ -24,12 +24,15 @@ from dissonance.config import ScanConfig
 from dissonance.engine.media.clip import ClipSummary, Window
 from dissonance.engine.scan.channel import Inbox, ProtocolError, send
 from dissonance.engine.scan.memory import peak_bytes, reset_peak
-from dissonance.engine.scan.messages import Crashed, Failed, Heartbeat, Message, Ready, Task, WindowCheck, decode, encode_task
+from dissonance.engine.scan.messages import Crashed, Declined, Failed, Heartbeat, Message, Ready, Task, WindowCheck, decode, encode_task
 from dissonance.errors import EnvironmentMissingError
 
 WORKER_MODULE = "dissonance.engine.scan.worker"
 # All of the environment that a worker sees: where its interpreter and libraries are, and how text is encoded. No secret has a use there.
-PASSED_ON = ("PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
+PASSED_ON = (
+    "PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ",
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER",
+)  # fmt: skip
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _SOCKET_BUFFER = 1 << 20
 _LAST_WORDS_BYTES = 1500
@@ -118,8 +121,8 @@ class WorkerPool:
     def run(self, next_task: Callable[[], Task | None], *, poll: Callable[[], float], wake: int | None = None) -> Iterator[Event]:
         """Run tasks until `next_task` has none left and all that were handed out are done; yields events as they come.
 
-        A task ends with exactly one of ClipSummary, Failed and Crashed. `poll` is called before each wait to do other work, and returns how many
-        seconds the wait may last; it also ends when the descriptor `wake` becomes readable.
+        A task ends with exactly one of ClipSummary, Failed, Declined and Crashed. `poll` is called before each wait to do other work, and returns how
+        many seconds the wait may last; it also ends when the descriptor `wake` becomes readable.
         Raises EnvironmentMissingError where a worker cannot start.
         """
         self._listened_s = time.monotonic()
@@ -293,7 +296,7 @@ class WorkerPool:
         elif isinstance(message, Failed) and message.reason == "out_of_memory":
             rule = f"asked for more than {self._limits.max_memory_mib} MiB of memory (limits.max_memory_mib)"
             yield self._lose(worker, Crashed(f"{rule}: {message.detail}", "out_of_memory"))
-        elif isinstance(message, ClipSummary | Failed):
+        elif isinstance(message, ClipSummary | Failed | Declined):
             worker.task = None
             yield Event(task, message, _peak_mib(worker))
         else:
