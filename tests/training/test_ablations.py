@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 
+from dissonance import locks
 from dissonance.bundle import BundleSpec, CropSpec, MelSpec
 from dissonance.cli import main
 from dissonance.config import ModelConfig
@@ -332,3 +333,6 @@ def test_what_is_in_the_way_is_told(made: tuple[Request, dict[str, Any], Console
     for wrong, message in cases.values():
         with pytest.raises(UsageError, match=message):
             ablate(wrong, console=Console())
+    at_work = pytest.raises(UsageError, match="Another `dissonance ablate` is at work in")
+    with locks.held(request.out / "ablations.lock", taken="by this test"), at_work:
+        ablate(replace(request, resume=True), console=Console())

@@ -2,6 +2,7 @@
 
 OUT/ablations.json       every run that is finished, and the tables made of them
 OUT/ablations.md         the tables to read
+OUT/ablations.lock       held while they are made
 OUT/clips/, OUT/cache/   drawn and cached once, for all runs
 OUT/runs/<row>-<seed>/   what `dissonance train` leaves of each run, but for the weights that it could go on from
 """
@@ -28,6 +29,7 @@ import torch
 from dissonance.config import ModelConfig, parse_config
 from dissonance.errors import ConfigError, EnvironmentMissingError, OutputError, TrainingDivergedError, UsageError
 from dissonance.files import write_text
+from dissonance.locks import held
 from dissonance.machine import available_cores, describe_machine
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import count_parameters
@@ -67,7 +69,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "no_augmentation": {f"augment.{name}": value for name, value in AugmentConfig.off().model_dump(mode="json", exclude_unset=True).items()},
 }
 
-FILE = "ablations.json"
+FILE, LOCK = "ablations.json", "ablations.lock"
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,17 @@ def ablate(request: Request, *, console: Console) -> dict[str, Any]:
         console.tell(f"row {name} is left out: it {why}")
     choose_device(base.device)
     out = request.out.resolve()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot write '{request.out}': {error.strerror or error}. Choose another folder.") from error
+    with held(out / LOCK, taken=f"Another `dissonance ablate` is at work in '{out}'. Wait for it to end, or choose another folder."):
+        return _ablate(request, base, rows, left_out, out, console)
+
+
+def _ablate(
+    request: Request, base: TrainConfig, rows: Mapping[str, TrainConfig], left_out: Mapping[str, str], out: Path, console: Console
+) -> dict[str, Any]:
     book = _Book(request, base, left_out, _finished_runs(out, base, resume=request.resume))
     material = prepare_clips(base, out, console=console)
     if material.skipped:
@@ -192,7 +205,7 @@ def _finished_runs(out: Path, base: TrainConfig, *, resume: bool) -> list[Run]:
     """The runs that OUT holds. Raises UsageError where it is not free, or holds others."""
     file = out / FILE
     if not file.is_file():
-        if out.is_dir() and any(out.iterdir()):
+        if any(path.name != LOCK for path in out.iterdir()):
             raise UsageError(f"'{out}' holds files, but no {FILE}. Choose an empty or a new folder.")
         if resume:
             raise UsageError(f"There are no ablations in '{out}' to resume. Leave --resume out.")
@@ -227,10 +240,6 @@ class _Book:
         }
         self._runs = list(runs)
         self.document: dict[str, Any] = {}  # as it was last written
-        try:
-            self._out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"Cannot write '{request.out}': {error.strerror or error}. Choose another folder.") from error
         self.write()
 
     @property
