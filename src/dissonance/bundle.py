@@ -43,7 +43,7 @@ def parse_precision(name: str) -> Precision:
 
 
 class CropSpec(Frozen):
-    """How a face becomes the encoder's input. Training and every decoder follow it to 2 grey levels."""
+    """How a face becomes the encoder's input. Training and every decoder follow it to 2 grey levels; DALI but for colours that BT.601 clips."""
 
     size_px: int
     enlargement: float = 1.3  # of the square around the detected box

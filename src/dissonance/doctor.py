@@ -1,6 +1,5 @@
 """What is usable on this machine, and why what is not, is not (`dissonance doctor`)."""
 
-import ctypes
 import importlib
 import importlib.util
 import json
@@ -15,7 +14,7 @@ from typing import Literal
 from dissonance.bundle import list_bundles, open_bundle
 from dissonance.engine.runtime.tensorrt_library import Flavour, MissingLibraryError, probe_library
 from dissonance.errors import DissonanceError
-from dissonance.machine import available_cores, find_gpus
+from dissonance.machine import available_cores, find_gpus, find_nvdec
 
 Verdict = Literal["ok", "missing", "broken"]
 
@@ -100,12 +99,10 @@ def _driver() -> str:
 
 
 def _nvdec() -> str:
-    library = "libnvcuvid.so.1"
     try:
-        ctypes.CDLL(library)
-    except OSError as error:
-        raise ModuleNotFoundError(f"{library} is not on this machine") from error
-    return library
+        return find_nvdec()
+    except FileNotFoundError as error:
+        raise ModuleNotFoundError(str(error)) from error
 
 
 def _tensorrt(flavour: Flavour) -> Callable[[], str]:
@@ -146,7 +143,7 @@ def examine() -> list[Finding]:
             "pip install 'dissonance[rtx]'",
         ),
         ("dali", _module("nvidia.dali", "nvidia-dali-cuda130"), "scan --decoder dali, on a GPU", "pip install 'dissonance[gpu]'"),
-        ("nvdec", _nvdec, "scan --decoder dali", "it comes with NVIDIA's driver; in a container, with NVIDIA_DRIVER_CAPABILITIES=video"),
+        ("nvdec", _nvdec, "scan --decoder dali", "install NVIDIA's driver"),
         ("cuda-python", _module("cuda.bindings", "cuda-bindings"), "scan --runtime tensorrt", "pip install cuda-python"),
         *((f"bundle {name}", _bundle(name), "scanning", "reinstall the package") for name in list_bundles()),
     ]

@@ -41,6 +41,16 @@ def find_gpus() -> list[Gpu]:
     return found
 
 
+def find_nvdec() -> str:
+    """The library of the driver that decodes video. Raises FileNotFoundError."""
+    name = "libnvcuvid.so.1"
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        raise FileNotFoundError(f"NVDEC's {name} is not on this machine; in a container NVIDIA_DRIVER_CAPABILITIES must have video") from error
+    return name
+
+
 def available_cores() -> int:
     """CPU cores this process may use: those of its affinity mask where the system has one, which a container may have narrowed."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,6 +5,7 @@ garbage: says what is no message. stutter: stops in the middle of one. announce:
 never came. contradict: announces a voice that no window has. slow: keeps beating and gets nowhere. late: the same for 9 s, after it had got 5 s
 far. exit: leaves. shout: dies with a last word. env: tells its environment as the reason.
 socket, write, exec: tries what it may not, and tells what came of it. dali: another fault only where DALI decodes.
+decline: leaves the file to another decoder.
 """
 
 import ctypes
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from dissonance.engine.media.bitstreams import UnsuitableError
 from dissonance.engine.media.clip import ClipSummary, Window
 from dissonance.engine.scan import worker
 from dissonance.errors import MediaError
@@ -58,6 +60,8 @@ def misbehave(path: Path, **options: Any) -> Iterator[Window | ClipSummary]:
         yield dataclasses.replace(summary, speech_fraction=1.0)
         return
     yield next(parts)
+    if "decline" in words:
+        raise UnsuitableError("too hard for this decoder")
     held = []
     if "hang" in words:
         threading.Event().wait()

@@ -7,8 +7,12 @@ from typing import Any
 import av
 import pytest
 
+from dissonance.bundle import open_bundle
 from dissonance.config import LimitsConfig, ScanConfig
+from dissonance.engine.runtime import open_runtime
 from dissonance.engine.scan import workers
+from dissonance.engine.scan.scoring import WindowScore
+from dissonance.engine.scan.verdict import VerdictBuilder
 from tests.engine.scan.runs import FACTS, SCORES, Rows, assert_same_rows, by_uri, run_scan
 
 pytest.importorskip("nvidia.dali", reason="needs DALI: pip install nvidia-dali-cuda130")
@@ -66,7 +70,7 @@ def test_scores_are_those_of_pyav_s_pictures(vp9: list[Path], plain: Rows, tmp_p
 
 
 def test_what_dali_does_not_decode_pyav_does(clips: list[Path], vp9: list[Path], reference: Rows, tmp_path: Path) -> None:
-    """In the same worker, and the file counts once."""
+    """In a worker of PyAV's own, and the file counts once."""
     summary = run_scan([clips[2], vp9[0]], tmp_path / "out", config=DALI, workers=1)
     assert (summary.scored, summary.decoded, summary.retried, summary.lost) == (2, 2, 0, {})
     rows = by_uri(tmp_path / "out")
@@ -75,8 +79,7 @@ def test_what_dali_does_not_decode_pyav_does(clips: list[Path], vp9: list[Path],
     assert_same_rows({str(clips[2]): h264}, {str(clips[2]): reference[str(clips[2])]})
 
 
-def test_a_file_that_dali_stumbles_over_in_the_middle_is_read_again_from_its_beginning(vp9: list[Path], tmp_path: Path) -> None:
-    """Windows were scored by then: none of them is left in the row."""
+def test_a_packet_that_is_none_of_its_codec_s_is_left_to_pyav(vp9: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.mkv"
     with av.open(str(vp9[0])) as given, av.open(str(bad), "w") as made:
         copies = {stream.index: made.add_stream_from_template(stream, opaque=True) for stream in given.streams}
@@ -88,10 +91,34 @@ def test_a_file_that_dali_stumbles_over_in_the_middle_is_read_again_from_its_beg
     run_scan([bad], tmp_path / "plain", workers=1)
     run_scan([bad], tmp_path / "out", config=DALI, workers=1)
     found = by_uri(tmp_path / "out")
-    assert found[str(bad)]["decoder"] == "pyav"
-    assert found[str(bad)]["fallback_cause"].startswith("dali-cpu: ")
-    assert found[str(bad)]["decode_errors"] == 1
+    assert (found[str(bad)]["decoder"], found[str(bad)]["decode_errors"]) == ("pyav", 1)
+    assert found[str(bad)]["fallback_cause"] == "dali-cpu: it is not VP9 of profile 0 or 2"
     assert_same_rows(found, by_uri(tmp_path / "plain"))
+
+
+def test_a_file_that_dali_stumbles_over_in_the_middle_is_read_again_from_its_beginning(
+    vp9: list[Path], plain: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window was scored by then: it is not left in the row."""
+    monkeypatch.setattr(workers, "WORKER_MODULE", "tests.engine.scan.faulty_worker")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    scored, add = list[VerdictBuilder](), VerdictBuilder.add
+
+    def noted(builder: VerdictBuilder, score: WindowScore) -> None:
+        scored.append(builder)
+        add(builder, score)
+
+    monkeypatch.setattr(VerdictBuilder, "add", noted)
+    at_once = open_runtime(open_bundle("demo"), threads=1)
+    at_once.lanes = 0  # a batch is over when it is started
+    bad = tmp_path / "bad.fault-dali.fault-decline.mkv"
+    shutil.copy(vp9[0], bad)
+    summary = run_scan([bad], tmp_path / "out", config=DALI, runtime=at_once, workers=1, batch_windows=1, batch_frames=1)
+    assert (summary.decoded, summary.retried, summary.lost) == (1, 0, {})
+    assert len({id(builder) for builder in scored}) == 2
+    (row,) = by_uri(tmp_path / "out").values()
+    assert (row["decoder"], row["fallback_cause"]) == ("pyav", "dali-cpu: too hard for this decoder")
+    assert_same_rows({str(vp9[0]): row}, {str(vp9[0]): plain[str(vp9[0])]})
 
 
 def test_a_file_over_which_dali_dies_is_pyav_s(vp9: list[Path], plain: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ FATES = {
     "garbage": ("decoder_crash", "what is not a message"),
     "announce": ("decoder_crash", "a message of 3221225472 bytes"),
     "liar": ("decoder_crash", "a window whose index cannot be"),
+    "decline": ("decoder_crash", "declined a file that it was to read with PyAV"),
     "contradict": ("decoder_crash", "nothing in its windows bears out its modalities 'av'"),
     "eat": ("out_of_memory", "limits.max_memory_mib"),
     "share": ("out_of_memory", "limits.max_memory_mib"),

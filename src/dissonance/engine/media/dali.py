@@ -21,21 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dissonance.config import Decoder, LimitsConfig
+from dissonance.engine.media import bitstreams
+from dissonance.engine.media.bitstreams import UnsuitableError
 from dissonance.engine.media.frame import BT601, BT709, FULL_RANGE, HD_ROWS, LUMA_WEIGHTS, rgb_matrix
 from dissonance.engine.media.packets import PacketReader
-from dissonance.engine.media.probe import MediaInfo, check_pixels, open_media
-from dissonance.engine.media.segments import UnsuitableError, cut_segments
+from dissonance.engine.media.probe import MediaInfo, VideoStream, check_pixels, open_media
+from dissonance.engine.media.segments import cut_segments
 from dissonance.engine.media.video import GridReader
+from dissonance.engine.runtime.buckets import is_out_of_memory, names_the_gpu
 from dissonance.errors import EnvironmentMissingError, missing_extra
-from dissonance.machine import find_gpus
+from dissonance.machine import find_gpus, find_nvdec
 
 Backend = Literal["gpu", "cpu"]
-CODECS: dict[Backend, frozenset[str]] = {
-    "gpu": frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg"}),
-    "cpu": frozenset({"vp8", "vp9", "mjpeg"}),
-}
+# NVDEC has AV1 and MPEG-4 too; what their packets say of themselves is not looked into yet.
+CODECS: dict[Backend, frozenset[str]] = {"gpu": bitstreams.CODECS, "cpu": frozenset({"vp8", "vp9", "mjpeg"})}
 _PIXELS = {"yuv420p", "yuvj420p"}  # what every NVDEC decodes
-_DEEP_PIXELS, _DEEP_CODECS = {"yuv420p10le"}, {"hevc", "vp9", "av1"}
+_DEEP_PIXELS, _DEEP_CODECS = {"yuv420p10le"}, {"hevc", "vp9"}
 # Pictures that are decoded at once. One of these does not divide a piece's length, so its last run gives fewer: that is how its end is seen.
 _LENGTHS = (8, 7, 5, 3, 11, 13)
 
@@ -54,6 +55,10 @@ def require_decoder(decoder: Decoder) -> None:
             gpus, reason = [], str(error)
         if not gpus:
             raise EnvironmentMissingError(f"--decoder dali needs an NVIDIA GPU: {reason}. Use --decoder pyav, or see `dissonance doctor`.")
+        try:
+            find_nvdec()
+        except FileNotFoundError as error:
+            raise EnvironmentMissingError(f"--decoder dali: {error}. Use --decoder pyav, or see `dissonance doctor`.") from error
 
 
 def _is_installed(module: str) -> bool:
@@ -77,11 +82,9 @@ class DaliDecoder:
             raise missing_extra(error.name or "nvidia.dali", "gpu", "--decoder dali") from error
         self._pipelines: dict[int, Any] = {}
 
-    def check(self, info: MediaInfo) -> None:
+    def check(self, video: VideoStream) -> None:
         """Raise UnsuitableError for a stream that this backend is known not to decode."""
-        if info.video is None:
-            return
-        codec, pixels = info.video.codec, info.video.pixel_format
+        codec, pixels = video.codec, video.pixel_format
         if codec not in CODECS[self.backend]:
             raise UnsuitableError(f"it does not decode {codec}")
         if pixels not in _PIXELS and not (pixels in _DEEP_PIXELS and codec in _DEEP_CODECS):
@@ -105,6 +108,8 @@ class DaliDecoder:
                 if len(pictures) < length:
                     return
         except RuntimeError as error:
+            if names_the_gpu(str(error)) and not is_out_of_memory(str(error)):
+                raise  # this process may decode nothing more
             raise UnsuitableError(f"it failed after {found} of {count} pictures: {_gist(str(error))}") from error
         finally:
             if found != count:
@@ -123,10 +128,14 @@ class DaliDecoder:
         self._pipelines[length].build()
         return self._pipelines[length]
 
-    def _take(self, batch: Any) -> Any:
-        """A copy, where it is: DALI's own memory is for its next run."""
-        pictures = self._torch.from_dlpack(batch[0]) if self.backend == "gpu" else self._torch.from_numpy(np.asarray(batch[0]))
-        return pictures.clone()
+    def _take(self, batch: Any) -> list[Any]:
+        """Copies, where the pictures are: DALI's own memory is for its next run. One each, so that a picture that is held holds no other."""
+        on_gpu = self.backend == "gpu"
+        pictures = self._torch.from_dlpack(batch[0]) if on_gpu else self._torch.from_numpy(np.asarray(batch[0]))
+        copies = [picture.clone() for picture in pictures]
+        if on_gpu:
+            self._torch.cuda.current_stream().synchronize()  # DALI's next run does not wait for torch
+        return copies
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ class DaliReader(GridReader["DeviceFrame"]):
         self, path: Path, info: MediaInfo, decoder: DaliDecoder, *, limits: LimitsConfig | None = None, alive: Callable[[], None] = lambda: None
     ) -> None:
         super().__init__(path, info, limits=limits, alive=alive)
-        decoder.check(info)
+        decoder.check(self._video)
         self._decoder = decoder
         self._colour: tuple[int, bool] = (0, False)
 
@@ -198,7 +207,7 @@ class DeviceFrame:
     def grey(self, max_side_px: int) -> NDArray[np.uint8]:
         """Luma as stored, shrunk by area averaging to square pixels so that its longer side is at most `max_side_px`: (rows, columns).
 
-        As `Frame.grey`; what comes to the host is less than twice as large.
+        As `Frame.grey`: by halves where the pictures are, and to the size on the host.
         """
         height, width, _ = self._pixels.shape
         wide, high = width * (1 / self.aspect if self._turns % 2 else self.aspect), float(height)

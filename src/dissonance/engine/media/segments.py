@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 
+from dissonance.engine.media.bitstreams import Bitstream, UnsuitableError
 from dissonance.errors import MediaError
 
 SEGMENT_BYTES, SEGMENT_PICTURES = 4 << 20, 100  # a piece ends at the first keyframe after either
@@ -20,13 +21,6 @@ LONGEST_BYTES = 256 << 20  # of a piece
 CONTAINER = "matroska"  # holds every codec here, and nothing but order and time of a packet
 _MILLISECOND = Fraction(1, 1000)  # Matroska's tick
 _TICKS = 40  # between two pictures of a piece
-_ENOUGH_BYTES = 256  # of a NAL unit, to know it by
-_H264_IDR, _H264_SPS = 5, 7  # nal_unit_type, ITU-T H.264 table 7-1
-_HEVC_FIRST_IRAP, _HEVC_LAST_IRAP, _HEVC_SPS = 16, 21, 33  # ITU-T H.265 table 7-1: BLA, IDR and CRA pictures
-
-
-class UnsuitableError(Exception):
-    """Why this stream cannot be cut into such pieces."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +41,10 @@ class Segment:
 
 
 def cut_segments(packets: Iterable[Any], stream: Any) -> Iterator[Segment]:
-    """The pieces of one stream's packets (None, the flush, is passed over). What comes before the first keyframe is dropped.
+    """The pieces of one stream's packets (None, the flush, is passed over). Memory: two pieces.
 
-    Memory: two pieces. Raises UnsuitableError when it comes to a packet without a presentation time, two with the same, parameter sets that change,
-    or a piece beyond LONGEST_BYTES.
+    Raises UnsuitableError when it comes to what would not surely give FFmpeg's pictures at their times: a stream that does not begin with a keyframe,
+    a packet without a presentation time, times that go back, parameters that change, a piece beyond LONGEST_BYTES.
     """
     cutter = _Cutter(stream)
     for packet in packets:
@@ -62,24 +56,41 @@ def cut_segments(packets: Iterable[Any], stream: Any) -> Iterator[Segment]:
 class _Cutter:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._codec = str(stream.codec_context.name)
-        self._length_bytes = _length_bytes(self._codec, bytes(stream.codec_context.extradata or b""))
+        context = stream.codec_context
+        self._bitstream = Bitstream(context.codec.canonical_name, bytes(context.extradata or b""))
         self._piece: list[Any] = []  # from its keyframe on, in order of decoding
         self._ahead: list[Any] = []  # a keyframe at which the piece may end, and what follows it and is shown before it
         self._size_bytes = 0
-        self._parameters: set[bytes] = set()
+        # of the first packet and of the last one with which decoding may begin; the largest so far
+        self._first_pts = self._entered_pts = self._latest_pts = 0
 
     def add(self, packet: Any) -> Iterator[Segment]:
-        if packet.pts is None:
+        pts, enters = packet.pts, self._bitstream.enters(packet)
+        if pts is None:
             raise UnsuitableError("a packet has no presentation time")
-        enters = self._enters(packet)
-        if self._ahead and packet.pts > self._ahead[0].pts:
+        if not self._piece:
+            if not enters:
+                raise UnsuitableError("it does not begin with a keyframe")
+            self._first_pts, self._latest_pts = pts, pts - 1
+        if enters:
+            if pts <= self._latest_pts:
+                raise UnsuitableError("its times go back")
+            self._entered_pts = pts
+        elif pts < self._entered_pts:
+            if not self._bitstream.may_lead or self._latest_pts > self._entered_pts:
+                raise UnsuitableError("its times go back")
+            if self._entered_pts == self._first_pts:
+                if self._bitstream.is_skipped_at_the_start(packet):
+                    return
+                raise UnsuitableError("it begins with pictures that are shown before its first keyframe")
+        self._latest_pts = max(self._latest_pts, pts)
+        if self._ahead and pts > self._ahead[0].pts:
             yield self._end_piece()
         if self._ahead:
             self._ahead.append(packet)
         elif self._piece and enters and (self._size_bytes >= SEGMENT_BYTES or len(self._piece) >= SEGMENT_PICTURES):
             self._ahead = [packet]
-        elif self._piece or enters:
+        else:
             self._piece.append(packet)
         self._size_bytes += packet.size
         if self._size_bytes > LONGEST_BYTES:
@@ -89,17 +100,16 @@ class _Cutter:
         if self._ahead:
             yield self._end_piece()
         if self._piece:
-            yield self._segment(self._piece, first=self._piece[0].pts, end=None)
+            yield self._segment(self._piece, end=None)
 
     def _end_piece(self) -> Segment:
         keyframe, leading = self._ahead[0], len(self._ahead) > 1
-        segment = self._segment(self._piece + (self._ahead if leading else []), first=self._piece[0].pts, end=keyframe.pts)
+        segment = self._segment(self._piece + (self._ahead if leading else []), end=keyframe.pts)
         self._piece, self._ahead, self._size_bytes = [keyframe], [], keyframe.size
         return segment
 
-    def _segment(self, packets: list[Any], *, first: int, end: int | None) -> Segment:
-        """Without what is shown before `first`, where the piece begins: the last one had it. The picture at `end` is the next one's."""
-        packets = [packet for packet in packets if packet.pts >= first]
+    def _segment(self, packets: list[Any], *, end: int | None) -> Segment:
+        """The picture at `end` is the next piece's."""
         order = sorted(range(len(packets)), key=lambda number: packets[number].pts)
         times = [packets[number].pts for number in order]
         if len(set(times)) < len(times):
@@ -110,45 +120,6 @@ class _Cutter:
         ]
         places = {number: place for place, number in enumerate(order)}
         return Segment(_as_file(self._stream, [(packet, places[number]) for number, packet in enumerate(packets)]), shown)
-
-    def _enters(self, packet: Any) -> bool:
-        """Whether decoding may begin with this packet. A container's flag is not enough: recovery points have it too, and mend only in time."""
-        if self._codec not in ("h264", "hevc"):
-            return bool(packet.is_keyframe)
-        found = False
-        for unit in _nal_units(bytes(packet), self._length_bytes):
-            kind = unit[0] & 0x1F if self._codec == "h264" else unit[0] >> 1 & 0x3F
-            found |= kind == _H264_IDR if self._codec == "h264" else _HEVC_FIRST_IRAP <= kind <= _HEVC_LAST_IRAP
-            if kind == (_H264_SPS if self._codec == "h264" else _HEVC_SPS):
-                self._parameters.add(unit.rstrip(b"\0"))
-                if len(self._parameters) > 1:
-                    raise UnsuitableError("its parameter sets change in mid-stream, and with them perhaps the size of its pictures")
-        return found and bool(packet.is_keyframe)
-
-
-def _length_bytes(codec: str, extradata: bytes) -> int:
-    """How long the length before each NAL unit is (ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1), 0 where there are start codes (ITU-T H.264, annex B)."""
-    place = {"h264": 4, "hevc": 21}.get(codec)
-    return 0 if place is None or len(extradata) <= place or extradata[0] != 1 else (extradata[place] & 3) + 1
-
-
-def _nal_units(data: bytes, length_bytes: int) -> Iterator[bytes]:
-    """The start of each NAL unit of a packet."""
-    if not length_bytes:
-        start = data.find(b"\0\0\1")
-        while start >= 0:
-            end = data.find(b"\0\0\1", start + 3)
-            unit = data[start + 3 : end if end >= 0 else None][:_ENOUGH_BYTES]
-            if unit:
-                yield unit
-            start = end
-        return
-    place = 0
-    while place + length_bytes < len(data):
-        size, place = int.from_bytes(data[place : place + length_bytes], "big"), place + length_bytes
-        if size:
-            yield data[place : place + min(size, _ENOUGH_BYTES)]
-        place += size
 
 
 def _as_file(stream: Any, packets: list[tuple[Any, int]]) -> bytes:
@@ -165,5 +136,5 @@ def _as_file(stream: Any, packets: list[tuple[Any, int]]) -> bytes:
     except av.error.MemoryError as error:
         raise MediaError("out_of_memory", "copying its packets") from error
     except (av.error.FFmpegError, ValueError) as error:
-        raise UnsuitableError(f"{stream.codec_context.name} cannot be put into a {CONTAINER} file: {error}") from error
+        raise UnsuitableError(f"{stream.codec_context.codec.canonical_name} cannot be put into a {CONTAINER} file: {error}") from error
     return file.getvalue()

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 STDERR_BYTES = 64 << 10  # what a worker may print
+LARGEST_FILE_BYTES = 64 << 20  # that a worker on a GPU may write: also CUDA's own cache of kernels
 OPEN_FILES = 64
 EVERYTHING = ("core", "file_size", "open_files", "memory", "ends_with_the_scan", "no_new_privileges", "domain", "system_calls")
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
@@ -111,10 +112,11 @@ def confine(*, more_memory_bytes: int) -> list[str]:
 def confine_on_gpu() -> list[str]:
     """What can be given up by a worker that decodes on a GPU: little. CUDA reserves address space, writes to devices and asks them much by ioctl."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE_BYTES, LARGEST_FILE_BYTES))
     libc = ctypes.CDLL(None, use_errno=True)
     ends = libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
     no_new = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-    return ["core", *(["ends_with_the_scan"] if ends else []), *(["no_new_privileges"] if no_new else [])]
+    return ["core", "file_size", *(["ends_with_the_scan"] if ends else []), *(["no_new_privileges"] if no_new else [])]
 
 
 def _enter_domain(libc: ctypes.CDLL) -> bool:

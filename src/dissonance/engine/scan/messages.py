@@ -40,7 +40,7 @@ class Task:
     id: int
     path: str  # what is opened
     uri: str  # how rows and given boxes name it
-    decoder: Decoder = "pyav"
+    decoder: Decoder = "pyav"  # of the worker that gets it
     fresh: bool = False  # wants a process that has decoded nothing else
 
 
@@ -99,13 +99,13 @@ _HINTS = {kind: typing.get_type_hints(kind) for kind in _KINDS.values()}
 def encode_task(task: Task) -> bytes:
     """A task as bytes; the path survives whatever bytes it is made of."""
     path = base64.b64encode(os.fsencode(task.path)).decode()
-    return json.dumps({"id": task.id, "path": path, "uri": task.uri, "decoder": task.decoder}).encode()
+    return json.dumps({"id": task.id, "path": path, "uri": task.uri}).encode()
 
 
 def decode_task(data: bytes) -> Task:
     """The inverse of `encode_task`."""
     fields = json.loads(data)
-    return Task(id=fields["id"], path=os.fsdecode(base64.b64decode(fields["path"])), uri=fields["uri"], decoder=fields["decoder"])
+    return Task(id=fields["id"], path=os.fsdecode(base64.b64decode(fields["path"])), uri=fields["uri"])
 
 
 def encode(message: Message) -> bytes:

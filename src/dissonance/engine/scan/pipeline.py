@@ -90,7 +90,7 @@ class _Clip:
     stamp: Stamp
     builder: VerdictBuilder
     tries: int
-    again: bool = False  # it was read before, in this run
+    counted: bool = False  # as decoded by this run
     started_s: float = field(default_factory=time.monotonic)
     windows_left: int = 0
     summary: ClipSummary | None = None
@@ -227,8 +227,9 @@ class Scan:
     def _tasks(self, ledger: Ledger) -> Iterator[_Clip]:
         for number, item in ledger.pending():
             self._next_id += 1
-            builder = VerdictBuilder(uri=item.uri, bundle=self._bundle, scan=self._config, runtime=self._runtime.name)
-            yield _Clip(number, Task(self._next_id, item.path, item.uri, self._config.decoder), Stamp.of(item.path), builder, tries=1)
+            decoder = self._config.decoder
+            builder = VerdictBuilder(uri=item.uri, bundle=self._bundle, scan=self._config, runtime=self._runtime.name, decoder=decoder)
+            yield _Clip(number, Task(self._next_id, item.path, item.uri, decoder), Stamp.of(item.path), builder, tries=1)
 
     # ------------------------------------------------------------------------------------------------------- the main loop
 
@@ -283,7 +284,8 @@ class Scan:
         if event.peak_memory_mib is not None:
             clip.builder.peak_memory(event.peak_memory_mib)
         if isinstance(message, Opened):
-            self._decoded += not clip.again
+            self._decoded += not clip.counted
+            clip.counted = True
             clip.builder.opened(message)
         elif isinstance(message, Window):
             self._scorer.add(clip.task.id, message)
@@ -314,7 +316,8 @@ class Scan:
         self._next_id += 1
         task = Task(self._next_id, clip.task.path, clip.task.uri, fresh=fresh)
         builder = clip.builder.anew(fallback_cause=cause)
-        self._retries.append(_Clip(clip.number, task, Stamp.of(task.path), builder, tries=clip.tries + fresh, again=True, started_s=clip.started_s))
+        again = _Clip(clip.number, task, Stamp.of(task.path), builder, tries=clip.tries + fresh, counted=clip.counted, started_s=clip.started_s)
+        self._retries.append(again)
 
     def _deliver(self, scores: Iterator[tuple[int, WindowScore]], sink: Sink) -> None:
         for task_id, score in scores:

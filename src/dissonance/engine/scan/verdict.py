@@ -183,22 +183,23 @@ class FileVerdict:
 class VerdictBuilder:
     """Collects one file's scores and ends in exactly one of `scored` (which may abstain) and `without_score`."""
 
-    def __init__(self, *, uri: str, bundle: Bundle, scan: ScanConfig, runtime: str, decoder: Decoder | None = None) -> None:
-        """`decoder`: of this try; None: the scan's."""
+    def __init__(self, *, uri: str, bundle: Bundle, scan: ScanConfig, runtime: str, decoder: Decoder = "pyav") -> None:
+        """`decoder`: of this try."""
         self._bundle = bundle
         self._spec: BundleSpec = bundle.spec
         self._scan = scan
         self._tracks: dict[int, TrackScores] = {}
         self._row: Row = dict.fromkeys(FILES.names)
-        self._row.update(uri=uri, decoder=decoder or scan.decoder, detector=scan.detector.kind, runtime=runtime)
+        self._row.update(uri=uri, decoder=decoder, detector=scan.detector.kind, runtime=runtime)
         self._row.update(bundle_id=bundle.id, trained_on=bundle.spec.trained_on, tracks=0, windows=0)
 
     def anew(self, *, fallback_cause: str) -> "VerdictBuilder":
         """An empty builder for the same file, to try it again, with PyAV; its row will say why."""
         uri, runtime = str(self._row["uri"]), str(self._row["runtime"])
-        builder = VerdictBuilder(uri=uri, bundle=self._bundle, scan=self._scan, runtime=runtime, decoder="pyav")
+        builder = VerdictBuilder(uri=uri, bundle=self._bundle, scan=self._scan, runtime=runtime)
         causes = (self._row["fallback_cause"], fallback_cause)
-        builder._row.update(fallback_cause="; ".join(str(cause) for cause in causes if cause), peak_memory_mib=self._row["peak_memory_mib"])
+        builder._row.update({name: self._row[name] for name in ("content_hash", "size_bytes", "peak_memory_mib")})
+        builder._row.update(fallback_cause="; ".join(str(cause) for cause in causes if cause))
         return builder
 
     def peak_memory(self, mib: int) -> None:
@@ -230,6 +231,7 @@ class VerdictBuilder:
             video_codec=info.video.codec if info.video else None,
             audio_codec=info.audio.codec if info.audio else None,
             stream_choice=info.choice,
+            decoder=self._row["decoder"] if info.video else "pyav",
             fallback_cause="; ".join(str(cause) for cause in causes if cause) or None,
             frames_decoded=summary.frames_decoded,
             frames_dropped=summary.frames_dropped,

@@ -21,10 +21,10 @@ import cv2
 
 from dissonance.bundle import CropSpec, MelSpec
 from dissonance.config import LimitsConfig, ModelConfig, ScanConfig
+from dissonance.engine.media.bitstreams import UnsuitableError
 from dissonance.engine.media.clip import ClipSummary, Window, read_clip
 from dissonance.engine.media.dali import DaliDecoder
 from dissonance.engine.media.detect import make_detector
-from dissonance.engine.media.segments import UnsuitableError
 from dissonance.engine.scan.channel import receive, send
 from dissonance.engine.scan.confine import confine, confine_on_gpu
 from dissonance.engine.scan.messages import Crashed, Declined, Failed, Heartbeat, Opened, Ready, Task, decode_task, encode
@@ -103,8 +103,8 @@ class Worker:
         self._mel = MelSpec.model_validate(settings["mel"])
         self._config = ScanConfig.model_validate(settings["scan"])
         self._detector = make_detector(self._config.detector)
-        self.on_gpu = self._config.decoder == "dali"
-        self._dali = None if self._config.decoder == "pyav" else DaliDecoder("gpu" if self.on_gpu else "cpu")
+        self.on_gpu = settings["decoder"] == "dali"
+        self._dali = None if settings["decoder"] == "pyav" else DaliDecoder("gpu" if self.on_gpu else "cpu")
         self._heart = Heart(scan)
 
     @property
@@ -128,7 +128,7 @@ class Worker:
             mel=self._mel,
             scan=self._config,
             detector=self._detector,
-            dali=None if task.decoder == "pyav" else self._dali,
+            dali=self._dali,
             progress=self._heart.beat,
         )
         for part in parts:

@@ -20,7 +20,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from dissonance.bundle import BundleSpec
-from dissonance.config import ScanConfig
+from dissonance.config import Decoder, ScanConfig
 from dissonance.engine.media.clip import ClipSummary, Window
 from dissonance.engine.scan.channel import Inbox, ProtocolError, send
 from dissonance.engine.scan.memory import peak_bytes, reset_peak
@@ -31,7 +31,7 @@ WORKER_MODULE = "dissonance.engine.scan.worker"
 # All of the environment that a worker sees: where its interpreter and libraries are, and how text is encoded. No secret has a use there.
 PASSED_ON = (
     "PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ",
-    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER",
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MPS_PIPE_DIRECTORY",
 )  # fmt: skip
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _SOCKET_BUFFER = 1 << 20
@@ -50,6 +50,7 @@ class _Worker:
     inbox: Inbox
     errors: int  # a descriptor that holds what the worker printed
     check: Callable[[Window], None]  # of its task's windows
+    decoder: Decoder
     ready: bool = False
     answered: bool = False  # has said something of its task
     printed_bytes: int = 0  # before its task
@@ -75,7 +76,7 @@ class Event:
 
 
 class WorkerPool:
-    """`count` worker processes. Use as a context manager; leaving it ends every worker.
+    """Up to `count` worker processes at work. Use as a context manager; leaving it ends every worker.
 
     Inside, Ctrl-C is noted and raised as KeyboardInterrupt by `run` between two events, so that it never cuts a worker's start or a shard's
     writing in half; a second Ctrl-C is raised at once.
@@ -84,14 +85,12 @@ class WorkerPool:
     def __init__(self, *, count: int, spec: BundleSpec, scan: ScanConfig) -> None:
         self.count = count
         self._limits = scan.limits
-        self._settings = json.dumps(
-            {
-                "model": spec.model.model_dump(mode="json"),
-                "crop": spec.crop.model_dump(mode="json"),
-                "mel": spec.mel.model_dump(mode="json"),
-                "scan": scan.model_dump(mode="json"),
-            }
-        ).encode()
+        self._settings = {
+            "model": spec.model.model_dump(mode="json"),
+            "crop": spec.crop.model_dump(mode="json"),
+            "mel": spec.mel.model_dump(mode="json"),
+            "scan": scan.model_dump(mode="json"),
+        }
         self._windows = WindowCheck(model=spec.model, crop=spec.crop, mel=spec.mel, scan=scan)
         self.confined: frozenset[str] | None = None  # what every worker has given up (see confine.py); None before the first has started
         self._workers: list[_Worker] = []
@@ -177,16 +176,11 @@ class WorkerPool:
     # -------------------------------------------------------------------------------------------------- starting and ending
 
     def _hand_out(self, next_task: Callable[[], Task | None]) -> None:
-        idle = [worker for worker in self._workers if worker.task is None]
-        while idle or len(self._workers) < self.count:
+        while sum(worker.task is not None for worker in self._workers) < self.count:
             task = self._returned.popleft() if self._returned else next_task()
             if task is None:
                 return
-            if task.fresh and idle and idle[-1].files:
-                self._end(idle.pop())
-                worker = self._start()
-            else:
-                worker = idle.pop() if idle else self._start()
+            worker = self._idle_or_started(task)
             worker.task, worker.files, worker.answered, worker.check = task, worker.files + 1, False, self._windows.new_file()
             worker.given_s = worker.heard_s = time.monotonic()
             worker.spent_s = worker.media_s = worker.read_mib = 0.0
@@ -195,7 +189,15 @@ class WorkerPool:
             with contextlib.suppress(ConnectionError):  # it died since its last task: seen, and the task given to another, when it is read from
                 send(worker.end, encode_task(task))
 
-    def _start(self) -> _Worker:
+    def _idle_or_started(self, task: Task) -> _Worker:
+        """A worker for a task. Each decoder has its own: what decodes on a GPU is confined less than what PyAV has."""
+        idle = [worker for worker in self._workers if worker.task is None and worker.decoder == task.decoder]
+        if task.fresh and idle and idle[-1].files:
+            self._end(idle.pop())
+            return self._start(task.decoder)
+        return idle.pop() if idle else self._start(task.decoder)
+
+    def _start(self, decoder: Decoder) -> _Worker:
         ours, theirs = socket.socketpair()
         errors = os.memfd_create("worker", os.MFD_CLOEXEC)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a child is born with: Ctrl-C is not for the workers
@@ -220,8 +222,8 @@ class WorkerPool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with contextlib.suppress(OSError):
-            send(ours, self._settings)
-        worker = _Worker(process, ours, Inbox(ours, max_bytes=self._windows.max_message_bytes), errors, self._windows.new_file())
+            send(ours, json.dumps(self._settings | {"decoder": decoder}).encode())
+        worker = _Worker(process, ours, Inbox(ours, max_bytes=self._windows.max_message_bytes), errors, self._windows.new_file(), decoder)
         self._workers.append(worker)
         return worker
 
@@ -296,6 +298,8 @@ class WorkerPool:
         elif isinstance(message, Failed) and message.reason == "out_of_memory":
             rule = f"asked for more than {self._limits.max_memory_mib} MiB of memory (limits.max_memory_mib)"
             yield self._lose(worker, Crashed(f"{rule}: {message.detail}", "out_of_memory"))
+        elif isinstance(message, Declined) and task.decoder == "pyav":
+            yield self._lose(worker, Crashed("the decode worker declined a file that it was to read with PyAV"))
         elif isinstance(message, ClipSummary | Failed | Declined):
             worker.task = None
             yield Event(task, message, _peak_mib(worker))
