@@ -28,7 +28,7 @@ from dissonance.engine.scan.messages import Crashed, Declined, Failed, Heartbeat
 from dissonance.errors import EnvironmentMissingError
 
 WORKER_MODULE = "dissonance.engine.scan.worker"
-# All of the environment that a worker sees: where its interpreter and libraries are, and how text is encoded. No secret has a use there.
+# All of the environment that a worker sees: where its interpreter and libraries are, how text is encoded, which GPU it has. No secret has a use.
 PASSED_ON = (
     "PYTHONHOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "HOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ",
     "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MPS_PIPE_DIRECTORY",
