@@ -81,7 +81,7 @@ class Leaning(Runtime):
         self.name, self.precision = runtime.name, runtime.precision
 
     def encode_frames(self, crops: NDArray[np.uint8], frame_index: NDArray[np.int64]) -> FloatArray:
-        return self._runtime.encode_frames(crops, frame_index) * np.float32(1 + crops.mean() / 1000)
+        return self._runtime.encode_frames(crops, frame_index) * np.float32(1 + crops.mean() / 100)
 
     def encode_sound(self, mel: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
         return self._runtime.encode_sound(mel, mask)

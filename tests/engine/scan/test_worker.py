@@ -31,7 +31,8 @@ def make() -> Iterator[Make]:
     def worker(**limits: Any) -> Worker:
         scan = ScanConfig.model_validate({"limits": limits})
         parts = {"model": spec.model, "crop": spec.crop, "mel": spec.mel, "scan": scan}
-        send(ours, json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()}).encode())
+        settings = {name: part.model_dump(mode="json") for name, part in parts.items()}
+        send(ours, json.dumps({**settings, "decoder": "pyav"}).encode())
         return Worker(theirs)
 
     with ours, theirs:
