@@ -1,12 +1,12 @@
 """Where the acceptance run is, and what it says of what cannot run there."""
 
-import importlib.util
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bench._rows import Row
+from dissonance.machine import is_installed
 
 
 @dataclass
@@ -41,12 +41,5 @@ def failed(name: str, error: Exception) -> Row:
 
 def missing(*modules: str) -> str | None:
     """Which of these modules are not installed, as a reason; None where all are."""
-    absent = [name for name in modules if not _is_installed(name)]
+    absent = [name for name in modules if not is_installed(name)]
     return f"needs {', '.join(absent)}, which is not installed" if absent else None
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it is in
-        return False

@@ -1,7 +1,6 @@
 """What is usable on this machine, and why what is not, is not (`dissonance doctor`)."""
 
 import importlib
-import importlib.util
 import json
 import platform
 import subprocess
@@ -14,7 +13,7 @@ from typing import Literal
 from dissonance.bundle import list_bundles, open_bundle
 from dissonance.engine.runtime.tensorrt_library import Flavour, MissingLibraryError, probe_library
 from dissonance.errors import DissonanceError
-from dissonance.machine import available_cores, find_gpus, find_nvdec
+from dissonance.machine import available_cores, find_gpus, find_nvdec, is_installed
 
 Verdict = Literal["ok", "missing", "broken"]
 
@@ -76,11 +75,7 @@ def _isolation() -> str:
 
 def _module(name: str, distribution: str | None = None) -> Callable[[], str]:
     def look() -> str:
-        try:
-            found = importlib.util.find_spec(name)
-        except ModuleNotFoundError:  # not even the package that it is in
-            found = None
-        if found is None:
+        if not is_installed(name):
             raise ModuleNotFoundError(f"the Python module '{name}' is not installed")
         try:
             return metadata.version(distribution or name)

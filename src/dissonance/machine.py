@@ -1,6 +1,7 @@
 """What this machine is, and what it lends us."""
 
 import ctypes
+import importlib.util
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +42,14 @@ def find_gpus() -> list[Gpu]:
     return found
 
 
+def look_for_gpus() -> tuple[list[Gpu], str]:
+    """`find_gpus`, and why there is none where there is none."""
+    try:
+        return find_gpus(), "the driver finds no NVIDIA GPU"
+    except (FileNotFoundError, RuntimeError) as error:
+        return [], str(error)
+
+
 def find_nvdec() -> str:
     """The library of the driver that decodes video. Raises FileNotFoundError."""
     name = "libnvcuvid.so.1"
@@ -49,6 +58,14 @@ def find_nvdec() -> str:
     except OSError as error:
         raise FileNotFoundError(f"NVDEC's {name} is not on this machine; in a container NVIDIA_DRIVER_CAPABILITIES must have video") from error
     return name
+
+
+def is_installed(module: str) -> bool:
+    """Whether a Python module is here, by its full name; it is not imported, but the packages that it is in are."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of such a package
+        return False
 
 
 def available_cores() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dissonance import machine
 from dissonance.bundle import Bundle, PlanSpec, add_plans, open_bundle
 from dissonance.config import BuildConfig
 from dissonance.engine.runtime.own_plans import is_own_plan
@@ -34,7 +35,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, content: bytes) -> list[PlanJob]:
 
     monkeypatch.setattr(tensorrt, "run_child", child)
     monkeypatch.setattr(tensorrt, "probe_library", lambda flavour: {"tensorrt": "10.13.3.9", "tensorrt_rtx": "1.7.1.116"}[flavour])
-    monkeypatch.setattr(tensorrt, "find_gpus", lambda: [Gpu("NVIDIA H100 80GB HBM3", "9.0")])
+    monkeypatch.setattr(machine, "find_gpus", lambda: [Gpu("NVIDIA H100 80GB HBM3", "9.0")])
     return jobs
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from dissonance import machine
 from dissonance.bundle import Bundle, open_bundle, parse_precision
 from dissonance.config import BuildConfig, load_config
 from dissonance.engine.runtime.tensorrt_library import MODULES, check_version, probe_library
@@ -280,7 +281,7 @@ def test_a_missing_library_names_the_extra(bundle: Bundle, stub: Any, flavour: A
 )
 def test_a_library_that_cannot_be_used_says_why(bundle: Bundle, stub: Any, monkeypatch: pytest.MonkeyPatch, code: str, says: str) -> None:
     stub("tensorrt", code)
-    monkeypatch.setattr(tensorrt, "find_gpus", without_gpus)
+    monkeypatch.setattr(machine, "find_gpus", without_gpus)
     with pytest.raises(EnvironmentMissingError, match=says) as caught:
         build_plans(bundle.path, flavour="tensorrt")
     assert "nstall" in str(caught.value) or "--flavour tensorrt_rtx --targets 8.9" in str(caught.value)
@@ -306,7 +307,7 @@ def test_what_needs_a_gpu_says_so(
     bundle: Bundle, stub: Any, monkeypatch: pytest.MonkeyPatch, gpus: Any, targets: Any, config: Any, error: Any, says: str
 ) -> None:
     stub("tensorrt_rtx", "__version__ = '1.7.1.116'")
-    monkeypatch.setattr(tensorrt, "find_gpus", lambda: gpus or without_gpus())
+    monkeypatch.setattr(machine, "find_gpus", lambda: gpus or without_gpus())
     with pytest.raises(error, match=says):
         build_plans(bundle.path, flavour="tensorrt_rtx", targets=targets, config=BuildConfig(**config))
 

@@ -24,7 +24,7 @@ from dissonance.engine.runtime.tensorrt_library import RTX_TARGETS, TITLES, Flav
 from dissonance.errors import BundleError, DissonanceError, EnvironmentMissingError, OutputError, UsageError
 from dissonance.export.plan_child import PlanJob, PlanResult
 from dissonance.locks import held
-from dissonance.machine import Gpu, find_gpus
+from dissonance.machine import Gpu, look_for_gpus
 
 GRAPHS: dict[str, Literal["frames", "windows"]] = {
     "visual.onnx": "frames", "audio.onnx": "windows", "head.onnx": "windows", "head_tail.onnx": "windows",
@@ -152,10 +152,7 @@ def _check_options(flavour: Flavour, config: BuildConfig) -> None:
 
 def _find_gpu(flavour: Flavour, targets: Collection[str], config: BuildConfig) -> Gpu | None:
     """The GPU to build on, asked of the driver before TensorRT is, which a missing driver crashes; None where the build needs none."""
-    try:
-        gpus, reason = find_gpus(), "the driver finds no NVIDIA GPU"
-    except (FileNotFoundError, RuntimeError) as error:
-        gpus, reason = [], str(error)
+    gpus, reason = look_for_gpus()
     if gpus:
         if flavour == "tensorrt_rtx" and not targets and gpus[0].compute_capability not in RTX_TARGETS:
             raise EnvironmentMissingError(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from av.video.reformatter import VideoReformatter
 
+from dissonance import machine
 from dissonance.bundle import CropSpec
 from dissonance.engine.media import dali, segments
 from dissonance.engine.media.bitstreams import UnsuitableError
@@ -192,20 +193,20 @@ def test_without_a_gpu_or_dali_it_says_what_is_needed(monkeypatch: pytest.Monkey
 
     require_decoder("pyav")
     require_decoder("dali-cpu")
-    monkeypatch.setattr(dali, "find_gpus", no_driver)
+    monkeypatch.setattr(machine, "find_gpus", no_driver)
     with pytest.raises(EnvironmentMissingError, match=r"--decoder dali needs an NVIDIA GPU: no NVIDIA driver: .*Use --decoder pyav"):
         require_decoder("dali")
-    monkeypatch.setattr(dali, "find_gpus", lambda: [])
+    monkeypatch.setattr(machine, "find_gpus", lambda: [])
     with pytest.raises(EnvironmentMissingError, match="the driver finds no NVIDIA GPU"):
         require_decoder("dali")
 
     def no_nvdec() -> str:
         raise FileNotFoundError("NVDEC's libnvcuvid.so.1 is not on this machine")
 
-    monkeypatch.setattr(dali, "find_gpus", lambda: [Gpu("NVIDIA L4", "8.9")])
+    monkeypatch.setattr(machine, "find_gpus", lambda: [Gpu("NVIDIA L4", "8.9")])
     monkeypatch.setattr(dali, "find_nvdec", no_nvdec)
     with pytest.raises(EnvironmentMissingError, match=r"--decoder dali: NVDEC's libnvcuvid\.so\.1 is not on this machine\. Use --decoder pyav"):
         require_decoder("dali")
-    monkeypatch.setattr(dali.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(dali, "is_installed", lambda _: False)
     with pytest.raises(EnvironmentMissingError, match=r"--decoder dali needs the Python module 'nvidia\.dali'.*dissonance\[gpu\]"):
         require_decoder("dali-cpu")

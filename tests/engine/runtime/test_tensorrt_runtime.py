@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dissonance import machine
 from dissonance.bundle import Bundle
 from dissonance.engine.runtime import cuda as cuda_module
 from dissonance.engine.runtime import open_runtime, plans, tensorrt_runtime
@@ -131,7 +132,7 @@ def test_a_context_that_cannot_be_captured_says_when_it_no_longer_runs(bundle: B
 def test_a_gpu_without_memory_for_the_plans_is_no_bad_bundle(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     trt = FakeTensorRT(cuda := FakeCuda())
     trt.says["deserialize_cuda_engine"] = "Requested amount of GPU memory could not be allocated: OutOfMemory"
-    monkeypatch.setattr(tensorrt_runtime, "find_gpus", lambda: [GPU])
+    monkeypatch.setattr(machine, "find_gpus", lambda: [GPU])
     monkeypatch.setattr(tensorrt_runtime, "find_libraries", lambda: Libraries({"tensorrt": VERSION}))
     monkeypatch.setattr(tensorrt_runtime, "load_library", lambda _: trt)
     monkeypatch.setattr(tensorrt_runtime, "CudaPython", lambda: cuda)
@@ -205,14 +206,14 @@ def test_a_gpu_that_fails_is_one_error_that_says_how_to_go_on(bundle: Bundle) ->
 
 def test_it_opens_with_the_plans_that_fit(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
-    monkeypatch.setattr(tensorrt_runtime, "find_gpus", lambda: [GPU])
+    monkeypatch.setattr(machine, "find_gpus", lambda: [GPU])
     monkeypatch.setattr(plans, "probe_library", lambda flavour: {"tensorrt": VERSION, "tensorrt_rtx": "1.7.1.116"}[flavour])
     monkeypatch.setattr(tensorrt_runtime, "load_library", lambda flavour: FakeTensorRT(cuda, rtx=flavour == "tensorrt_rtx"))
     monkeypatch.setattr(tensorrt_runtime, "CudaPython", lambda: cuda)
     assert open_runtime(bundle, name="tensorrt").precision == "fp16"
     with pytest.raises(BundleError, match=r"plans/h100 \(in fp16, not bf16\)"):
         open_runtime(bundle, name="tensorrt", precision="bf16")
-    monkeypatch.setattr(tensorrt_runtime, "find_gpus", lambda: [Gpu("NVIDIA L4", "8.9")])
+    monkeypatch.setattr(machine, "find_gpus", lambda: [Gpu("NVIDIA L4", "8.9")])
     with pytest.raises(BundleError, match=r"no TensorRT plans for NVIDIA L4"):
         open_runtime(bundle, name="tensorrt")
     with pytest.raises(UsageError, match=r"--runtime tensorrt has no int8\. Choose another --precision: fp16, "):
@@ -228,14 +229,14 @@ def test_what_is_missing_is_said_in_turn(bundle: Bundle, monkeypatch: pytest.Mon
 
     with pytest.raises(UsageError, match="--runtime tensorrt is for GPUs: leave out --device cpu"):
         open_runtime(bundle, name="tensorrt", device="cpu")
-    monkeypatch.setattr(tensorrt_runtime, "find_gpus", no_driver)
+    monkeypatch.setattr(machine, "find_gpus", no_driver)
     monkeypatch.setattr(plans, "probe_library", absent)
     with pytest.raises(EnvironmentMissingError, match=r"needs an NVIDIA GPU: no NVIDIA driver.*Use --runtime onnxruntime"):
         open_runtime(bundle, name="tensorrt")
-    monkeypatch.setattr(tensorrt_runtime, "find_gpus", lambda: [])
+    monkeypatch.setattr(machine, "find_gpus", lambda: [])
     with pytest.raises(EnvironmentMissingError, match="the driver finds no NVIDIA GPU"):
         open_runtime(bundle, name="tensorrt")
-    monkeypatch.setattr(tensorrt_runtime, "find_gpus", lambda: [GPU])
+    monkeypatch.setattr(machine, "find_gpus", lambda: [GPU])
     with pytest.raises(EnvironmentMissingError, match=r"--runtime tensorrt: tensorrt is not installed\. tensorrt_rtx is not installed\."):
         open_runtime(bundle, name="tensorrt")
 

@@ -9,7 +9,6 @@ put right here. Its CPU operators, which the tests use, do the same for VP8, VP9
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,7 +29,7 @@ from dissonance.engine.media.segments import cut_segments
 from dissonance.engine.media.video import GridReader
 from dissonance.engine.runtime.buckets import is_out_of_memory, names_the_gpu
 from dissonance.errors import EnvironmentMissingError, missing_extra
-from dissonance.machine import find_gpus, find_nvdec
+from dissonance.machine import find_nvdec, is_installed, look_for_gpus
 
 Backend = Literal["gpu", "cpu"]
 # NVDEC has AV1 and MPEG-4 too; what their packets say of themselves is not looked into yet.
@@ -46,26 +45,16 @@ def require_decoder(decoder: Decoder) -> None:
     if decoder == "pyav":
         return
     for module in ("nvidia.dali", "torch"):
-        if not _is_installed(module):
+        if not is_installed(module):
             raise missing_extra(module, "gpu", "--decoder dali")
     if decoder == "dali":
-        try:
-            gpus, reason = find_gpus(), "the driver finds no NVIDIA GPU"
-        except (FileNotFoundError, RuntimeError) as error:
-            gpus, reason = [], str(error)
+        gpus, reason = look_for_gpus()
         if not gpus:
             raise EnvironmentMissingError(f"--decoder dali needs an NVIDIA GPU: {reason}. Use --decoder pyav, or see `dissonance doctor`.")
         try:
             find_nvdec()
         except FileNotFoundError as error:
             raise EnvironmentMissingError(f"--decoder dali: {error}. Use --decoder pyav, or see `dissonance doctor`.") from error
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it is in
-        return False
 
 
 class DaliDecoder:

@@ -26,7 +26,7 @@ from dissonance.engine.runtime.cuda import Cuda, CudaPython
 from dissonance.engine.runtime.plans import choose_plans, find_libraries, read_plan
 from dissonance.engine.runtime.tensorrt_library import TITLES, load_library
 from dissonance.errors import BundleError, EnvironmentMissingError
-from dissonance.machine import Gpu, find_gpus
+from dissonance.machine import Gpu, look_for_gpus
 
 LANES = 2
 
@@ -313,10 +313,7 @@ def open_tensorrt_runtime(bundle: Bundle, *, precision: Precision | None) -> Ten
 
 
 def _first_gpu() -> Gpu:
-    try:
-        gpus, reason = find_gpus(), "the driver finds no NVIDIA GPU"
-    except (FileNotFoundError, RuntimeError) as error:
-        gpus, reason = [], str(error)
+    gpus, reason = look_for_gpus()
     if not gpus:
         raise EnvironmentMissingError(f"--runtime tensorrt needs an NVIDIA GPU: {reason}. Use --runtime onnxruntime, or see `dissonance doctor`.")
     return gpus[0]

@@ -5,7 +5,6 @@ hundreds; and it matches and fuses with the Triton kernel. No GPU has run that y
 """
 
 import contextlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -18,6 +17,7 @@ from dissonance.bundle import Bundle, Precision
 from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
 from dissonance.engine.runtime.buckets import MOST_ROWS, Buckets, GpuMemoryError, gpu_failed, gpu_full, is_out_of_memory, names_the_gpu
 from dissonance.errors import BundleError, CheckpointError, EnvironmentMissingError
+from dissonance.machine import is_installed
 from dissonance.model.checkpoint import load_checkpoint
 from dissonance.model.network import AudioVisualNetwork
 
@@ -177,7 +177,7 @@ def open_torch_runtime(bundle: Bundle, *, device: Literal["auto", "cpu", "cuda"]
         raise BundleError(f"Bundle '{bundle.path}': '{WEIGHTS}' is of another model than bundle.json. Export the bundle again.")
     if threads:
         torch.set_num_threads(threads)
-    on_gpu, triton = chosen == "cuda", importlib.util.find_spec("triton") is not None
+    on_gpu, triton = chosen == "cuda", is_installed("triton")
     if on_gpu and precision == "float32":
         torch.backends.cudnn.allow_tf32 = False  # else convolutions alone would not be float32
     return TorchRuntime(network.to(chosen), device=chosen, precision=precision, graphs=on_gpu, kernel=on_gpu and triton)
