@@ -1,6 +1,6 @@
 """Rung `demo-bundle`: what the shipped bundle knows, on synthetic clips of seeds that no training used, scored by `dissonance scan`.
 
-Four sets of 700 clips: the renderer that it was trained on at three levels of compression, and the renderer that it never saw. Of seven clips two
+Four sets of 728 clips: the renderer that it was trained on at three levels of compression, and the renderer that it never saw. Of seven clips two
 are real, two are forged in timing alone, three hold artefacts and are in sync. AUCs are scikit-learn's, with 95 % intervals by a bootstrap over
 people. As a control, the clips of the first set once more with every picture beside another clip's sound (`evaluate --shuffle-sound`): what still
 tells the classes apart there is not the match. And real clips whose sound is shifted by -4 to 4 frames: whether the best lag says so.
@@ -19,7 +19,7 @@ from bench._scans import dissonance, draw_and_scan, labelled, table
 from dissonance.training.labels import REAL, Clip
 from dissonance.training.metrics import summarise
 
-COUNT = 700
+COUNT = 728
 KINDS = ("none", "none", "visual_timing", "audio_timing", "visual_artefact", "audio_artefact", "both")
 SETS: dict[str, tuple[int, tuple[str, ...]]] = {  # seed, options of `synth`
     "crf 23": (7100, ("--compression", "c23")),

@@ -102,3 +102,29 @@ def test_matrices_keep_the_variance_of_what_they_are_given_from_scratch_only() -
                 given = torch.randn(4000, matrix.in_features)
                 assert matrix(given).var().item() == pytest.approx(expected, rel=0.15)
                 assert bool((matrix.bias == 0).all()) == (backbone is None)
+
+
+@pytest.mark.parametrize("carry", ["accumulate", "replace"])
+def test_recomputing_keeps_less_and_gives_the_same_gradients(carry: str) -> None:
+    """Equal to the last bit: the backward pass does again what the forward pass did."""
+
+    def gradients(*, recompute: bool) -> tuple[list[torch.Tensor], int]:
+        encoder = build_network(tiny_config(prompts={"carry": carry}), seed=3).visual
+        encoder.recompute = recompute
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        pixels = torch.rand(6, 3, encoder.config.image_size, encoder.config.image_size, generator=torch.Generator().manual_seed(1))
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            features = encoder(pixels)
+        (features**2).sum().backward()
+        return [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None], kept
+
+    (kept_grads, kept), (recomputed_grads, less) = gradients(recompute=False), gradients(recompute=True)
+    assert len(kept_grads) == len(recomputed_grads) > 10
+    assert all(torch.equal(one, other) for one, other in zip(kept_grads, recomputed_grads, strict=True))
+    assert less < kept / 4

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.checkpoint import checkpoint
 
 from dissonance.errors import EnvironmentMissingError, TrainingDivergedError, UsageError
 from dissonance.model.checkpoint import load_checkpoint
@@ -27,13 +29,17 @@ from tests.training.tiny import DRAWS, RUN, Untold, another, loader_of, loader_s
 # ------------------------------------------------------------------------------------------------------------ the steps
 
 
-def test_the_loop_is_a_plain_loop(tmp_path: Path) -> None:
-    """Gradients of one step only, clipped together, AdamW, the rate of each step, the fused head from its step on."""
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_loop_is_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recompute: bool) -> None:
+    """Gradients of one step only, clipped together, AdamW, the rate of each step, the fused head from its step on; `recompute` changes no number."""
+    recomputing = Mock(side_effect=checkpoint)
+    monkeypatch.setattr("dissonance.model.visual.checkpoint", recomputing)
     clip_norm = 0.5  # below what the first steps have
     settings = RUN.optimiser.model_copy(update={"clip_norm": clip_norm})
-    config = another(optimiser=settings, steps=10)
+    config = another(optimiser=settings, steps=10, recompute=recompute)
     trainer = trainer_of(config, tmp_path)
     trainer.run(Untold())
+    assert recomputing.called == recompute
 
     assert not isinstance(config.model, str)
     network, loss = build_network(config.model, seed=0), MultiTaskLoss(config.loss, max_lag=3)

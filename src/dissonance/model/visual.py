@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dissonance.config import VisualConfig, VisualPromptConfig
 from dissonance.model.layer import TransformerLayer
@@ -34,6 +35,7 @@ class VisualEncoder(nn.Module):
         """`frames` is the window's T: under `per_frame` there is one prompt set for each."""
         super().__init__()
         self.config = config
+        self.recompute = False  # layers' activations, in the backward pass, instead of keeping them
         size = config.hidden_size
         patches = (config.image_size // config.patch_size) ** 2
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
@@ -88,7 +90,7 @@ class VisualEncoder(nn.Module):
             if prompts is not None:
                 carried = hidden if self.config.prompts.carry == "accumulate" else hidden[:, :tokens]
                 hidden = torch.cat([carried, prompts[:, number]], dim=1)
-            hidden = layer(hidden)
+            hidden = checkpoint(layer, hidden, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else layer(hidden)
         return read_out(hidden, self.config.prompts, self.post_layernorm)
 
     def _prompts_of(self, frames: int, frame_index: Tensor | None) -> Tensor | None:

@@ -92,6 +92,7 @@ class TrainConfig(Frozen):
     patience: Annotated[int, Field(ge=1)] | None = None  # stop after so many validations without a better AUC
     checkpoint_every: Positive = 100  # steps
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU
+    recompute: bool = False  # the visual encoder's activations, in the backward pass: most of its memory, for one more forward pass of it
     matching: Literal["torch", "triton"] = "torch"  # triton: the kernel `match_fuse`, which no GPU has run yet; for GPUs only
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0

@@ -118,6 +118,7 @@ class Trainer:
                 raise UsageError("matching 'triton' is for GPUs, and this run is on the CPU. Set matching: torch.")
             require_extra("gpu", "matching 'triton'", "triton")
         self._network = network.to(self._device)
+        network.visual.recompute = config.recompute
         self._loss = MultiTaskLoss(config.loss, max_lag=network.config.head.max_lag).to(self._device)
         self._optimiser = make_optimiser(network, self._loss, config)
         self._sampler = BalancedSampler(clips, seed=config.seed)
