@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-bundle test lint clean
+SERVE := .venv-serve
+
+.PHONY: demo demo-bundle serve test lint clean
 
 # What a scan needs: no torch in here.
 $(VENV)/.scan: pyproject.toml constraints.txt
@@ -15,6 +17,12 @@ $(VENV)/.scan: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.scan
 	$(PIP) -e '.[test]'
+	touch $@
+
+# An NVIDIA Triton Inference Server for trials on a CPU; it needs numpy below 2, hence an environment of its own.
+$(SERVE)/.serve: pyproject.toml constraints-serve.txt
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-serve.txt -e '.[cpu]' nvidia-pytriton
 	touch $@
 
 demo: $(VENV)/.scan
@@ -28,14 +36,19 @@ demo-bundle: $(VENV)/.test
 	$(BIN)/dissonance train configs/train/demo.yaml -o runs/demo
 	$(BIN)/dissonance export runs/demo -o src/dissonance/bundles/demo --overwrite
 
+# The demo bundle behind that server, until Ctrl-C: http://127.0.0.1:8000, grpc://127.0.0.1:8001.
+serve: $(SERVE)/.serve
+	$(SERVE)/bin/dissonance repository demo -o models --overwrite
+	exec $(SERVE)/bin/python -m dissonance.engine.serve.local models
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
 # One test process a core, one thread each.
-test: lint
+test: lint $(SERVE)/.serve
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 clean:
-	rm -rf $(VENV) demo runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVE) demo models runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -189,9 +190,9 @@ class Bundle:
             )
         return data
 
-    def verify(self) -> None:
-        """Check every file that bundle.json names. Raises BundleError at the first that does not hold."""
-        for name in self.spec.sha256:
+    def verify(self, names: Collection[str] | None = None) -> None:
+        """Check these files, or every file that bundle.json names. Raises BundleError at the first that does not hold."""
+        for name in self.spec.sha256 if names is None else names:
             self.read(name)
 
     @property
@@ -232,10 +233,11 @@ def is_bundle(name: str | Path) -> bool:
     return (Path(name) / "bundle.json").is_file() or (not Path(name).exists() and str(name) in list_bundles())
 
 
-def open_bundle(name: str | Path, *, sha256: str | None = None) -> Bundle:
+def open_bundle(name: str | Path, *, sha256: str | None = None, only: Collection[str] | None = None) -> Bundle:
     """Open a bundle by folder, or by the name of one that ships with the package, and check every file in it.
 
     `sha256`: what its bundle.json must have, told by someone who is trusted, which vouches for all of it.
+    `only`: the files that this folder holds and that are checked, where it is a part of a bundle (one network behind a server).
     Raises BundleError.
     """
     path = Path(name)
@@ -272,7 +274,7 @@ def open_bundle(name: str | Path, *, sha256: str | None = None) -> Bundle:
     bundle = Bundle(path=path, spec=spec, id=hashlib.sha256(raw).hexdigest(), vouched=sha256 is not None)
     if sha256 is not None and sha256.lower() != bundle.id:
         raise BundleError(f"Bundle '{path}' is not the one that was asked for: the SHA-256 of bundle.json is {bundle.id}, not {sha256}.")
-    bundle.verify()
+    bundle.verify(only)
     return bundle
 
 

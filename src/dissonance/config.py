@@ -286,6 +286,26 @@ class BuildConfig(Frozen):
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0  # for one plan
 
 
+# --------------------------------------------------------------------------------------------------------------- serve
+
+
+class ServeConfig(Frozen):
+    """How a bundle is served behind NVIDIA Triton Inference Server."""
+
+    instances: Annotated[int, Field(ge=1, le=64)] = 1  # of each network
+    threads: Annotated[int, Field(ge=0, le=512)] = 0  # of each instance on a CPU; 0: one per core
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 256  # crops of the visual encoder, windows of the audio encoder and the heads
+    max_queue_delay_us: Annotated[int, Field(ge=0, le=1_000_000)] = 2000  # so long a batch waits to become fuller
+    max_queue: Annotated[int, Field(ge=1)] = 256  # requests that wait for one network; more are rejected
+    queue_timeout_s: Annotated[float, Field(gt=0)] = 10.0  # so long a request waits for one network at most
+    videos: Annotated[int, Field(ge=1, le=256)] = 2  # read at the same time, each by a decode worker of its own
+    max_queued_videos: Annotated[int, Field(ge=1)] = 16  # more are rejected
+    video_timeout_s: Annotated[float, Field(gt=0)] = 600.0  # one video, from the moment at which it is taken up
+    max_upload_mib: Annotated[int, Field(ge=1, le=2000)] = 256
+    allowed_folders: tuple[PossiblePath, ...] = ()  # whose files a client may name; none: only uploads
+    scan: ScanConfig = ScanConfig()
+
+
 # ------------------------------------------------------------------------------------------------------------- reading
 
 ConfigT = TypeVar("ConfigT", bound=Frozen)

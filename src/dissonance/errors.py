@@ -44,6 +44,12 @@ class EnvironmentMissingError(DissonanceError):
     exit_code = EXIT_ENVIRONMENT
 
 
+class ServerError(DissonanceError):
+    """An inference server that does not answer, is overloaded for too long, or refuses a request."""
+
+    exit_code = EXIT_ENVIRONMENT
+
+
 class UnreadableFileError(DissonanceError):
     """The one file a command was asked about cannot be read (a scan gives such a file a row instead)."""
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import typer
 
 from dissonance import errors
-from dissonance.cli import bundles, clips, machine, scan, training
+from dissonance.cli import bundles, clips, machine, scan, serving, training
 
 app = typer.Typer(
     name="dissonance",
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for family in (scan, clips, training, bundles, machine):  # the order of --help
+for family in (scan, clips, training, bundles, serving, machine):  # the order of --help
     app.add_typer(family.commands)
 
 _ARGUMENT_ERROR: Any = typer.BadParameter.__mro__[2]  # click's ClickException; newer releases of typer carry a click of their own

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # --help needs none of them
     from rich.console import Console
 
     from dissonance.bundle import Bundle
+    from dissonance.engine.runtime.base import Runtime
 
 commands = typer.Typer()
 
@@ -71,6 +73,13 @@ def scan(
     bundle_sha256: BundleHashOption = None,
     config: Annotated[Path | None, typer.Option(help="A scan config in YAML; configs/scan/default.yaml lists every key.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where inference runs.")] = "auto",
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Networks run on this inference server, which serves --bundle (see `repository`); decoding stays here. Repeat it for more servers.",
+            metavar="URL",
+        ),
+    ] = None,
     decoder: Annotated[
         Literal["auto", "pyav", "dali"],
         typer.Option(help="What decodes video; auto: pyav. dali decodes on an NVIDIA GPU, and leaves to pyav what it cannot."),
@@ -115,8 +124,11 @@ def scan(
     opened = open_bundle(bundle, sha256=bundle_sha256)
     console = stderr()
     _warn(console, opened, settings)
-    loaded = open_runtime(opened, name=runtime, device=device, precision=precision, threads=settings.execution.threads)
-    with ScanProgress(console) as progress:
+    with ExitStack() as servers, ScanProgress(console) as progress:
+        if server:
+            loaded = _on_server(servers, server, opened, given={"--device": device, "--runtime": runtime, "--precision": precision})
+        else:
+            loaded = open_runtime(opened, name=runtime, device=device, precision=precision, threads=settings.execution.threads)
         job = Scan(
             sources,
             out=out,
@@ -141,6 +153,17 @@ def scan(
         (console if as_json else stdout()).print(line, markup=False)
     if summary.failed > tolerated(summary.inputs):
         raise typer.Exit(errors.EXIT_SOME_FAILED)
+
+
+def _on_server(servers: ExitStack, urls: list[str], bundle: "Bundle", *, given: dict[str, str | None]) -> "Runtime":
+    """The runtime behind the URLs, for as long as `servers` is open."""
+    from dissonance.engine.serve.client import Server
+    from dissonance.engine.serve.runtime import open_served_runtime
+
+    for option, value in given.items():
+        if value not in (None, "auto"):
+            raise errors.UsageError(f"{option} {value} is the server's to choose: leave it out with --server.")
+    return open_served_runtime(servers.enter_context(Server(*urls)), bundle)
 
 
 @commands.command(epilog="Example: dissonance inspect clip.mp4")

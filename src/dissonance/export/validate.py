@@ -24,7 +24,7 @@ from dissonance.engine.runtime import open_runtime
 from dissonance.engine.runtime.base import FloatArray, HeadOutput, Runtime
 from dissonance.engine.runtime.torch_runtime import TorchRuntime
 from dissonance.engine.scan.single import FileScore, read_file
-from dissonance.engine.scan.verdict import FileVerdict, probability
+from dissonance.engine.scan.verdict import FileVerdict, VerdictBuilder, probability
 from dissonance.errors import BundleError, EnvironmentMissingError, MediaError
 from dissonance.export.ranges import is_whole
 from dissonance.model.audio import TOKENS_PER_FRAME
@@ -210,7 +210,10 @@ def _verdicts(
 ) -> list[FileVerdict]:
     """The verdict of each runtime, the reference's first; the first whole windows of picture and sound are kept in `among_mates`."""
     reference.begin()
-    scores = [FileScore(path, bundle=bundle, runtime=runtime, config=scan) for runtime in (reference, *others)]
+    scores = [
+        FileScore(VerdictBuilder(uri=str(path), bundle=bundle, scan=scan, runtime=runtime.name), bundle=bundle, runtime=runtime, config=scan)
+        for runtime in (reference, *others)
+    ]
     for event in read_file(path, spec=bundle.spec, config=scan):
         message = event.message
         if isinstance(message, Window) and is_whole(message, bundle.spec):

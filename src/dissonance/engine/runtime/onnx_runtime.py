@@ -1,6 +1,7 @@
 """The bundle's ONNX graphs through ONNX Runtime, on a CPU or with CUDA."""
 
 import importlib
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,8 @@ from dissonance.engine.runtime.buckets import MOST_ROWS, Buckets, GpuMemoryError
 from dissonance.errors import BundleError, EnvironmentMissingError, missing_extra
 from dissonance.machine import available_cores
 
+GRAPHS = ("visual.onnx", "audio.onnx", "head.onnx")
+
 
 class OnnxRuntime(Runtime):
     """`Runtime` over ONNX Runtime.
@@ -19,7 +22,16 @@ class OnnxRuntime(Runtime):
     Thread spinning is off: an idle inference thread must not burn the core that a decoder needs.
     """
 
-    def __init__(self, bundle: Bundle, *, device: Literal["cpu", "cuda"] = "cpu", precision: Precision = "float32", threads: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: Literal["cpu", "cuda"] = "cpu",
+        precision: Precision = "float32",
+        threads: int = 0,
+        graphs: Collection[str] = GRAPHS,
+    ) -> None:
+        """`graphs`: those of GRAPHS that are loaded; the others' methods are not to be called."""
         try:
             ort = importlib.import_module("onnxruntime")
         except ImportError as error:
@@ -42,9 +54,7 @@ class OnnxRuntime(Runtime):
         self._bundle = bundle
         self._on_gpu = device == "cuda"
         self._per_frame = bundle.spec.model.visual.prompts.per_frame
-        self._visual = self._session(ort, graph_file("visual.onnx", precision), provider, threads)
-        self._audio = self._session(ort, graph_file("audio.onnx", precision), provider, threads)
-        self._head = self._session(ort, "head.onnx", provider, threads)
+        self._sessions = {graph: self._session(ort, graph_file(graph, precision), provider, threads) for graph in graphs}
 
     def _session(self, ort: Any, name: str, provider: str, threads: int) -> "_Session":
         options = ort.SessionOptions()
@@ -62,15 +72,15 @@ class OnnxRuntime(Runtime):
         feeds: dict[str, NDArray[Any]] = {"crops": crops}
         if self._per_frame:
             feeds["frame_index"] = frame_index
-        features: FloatArray = self._visual.run(("features",), feeds)[0]
+        features: FloatArray = self._sessions["visual.onnx"].run(("features",), feeds)[0]
         return features
 
     def encode_sound(self, mel: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
-        features: FloatArray = self._audio.run(("features",), {"mel": mel, "mask": mask})[0]
+        features: FloatArray = self._sessions["audio.onnx"].run(("features",), {"mel": mel, "mask": mask})[0]
         return features
 
     def run_head(self, visual: FloatArray, audio: FloatArray, mask: NDArray[np.bool_]) -> HeadOutput:
-        return HeadOutput(*self._head.run(HEAD_OUTPUTS, {"visual": visual, "audio": audio, "mask": mask}))
+        return HeadOutput(*self._sessions["head.onnx"].run(HEAD_OUTPUTS, {"visual": visual, "audio": audio, "mask": mask}))
 
 
 class _Session:

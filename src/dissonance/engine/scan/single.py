@@ -11,7 +11,7 @@ from dissonance.engine.media.detect import make_detector
 from dissonance.engine.runtime.base import Runtime
 from dissonance.engine.scan.channel import ProtocolError
 from dissonance.engine.scan.messages import Crashed, Failed, Opened, Task
-from dissonance.engine.scan.scoring import Scorer
+from dissonance.engine.scan.scoring import Scorer, WindowScore
 from dissonance.engine.scan.sources import Input
 from dissonance.engine.scan.verdict import FileVerdict, VerdictBuilder
 from dissonance.engine.scan.workers import Event, WorkerPool
@@ -20,7 +20,8 @@ from dissonance.errors import MediaError
 
 def score_file(path: Path, *, bundle: Bundle, runtime: Runtime, config: ScanConfig) -> tuple[ClipSummary, FileVerdict]:
     """Read (in a decode worker), score and judge one file. Raises MediaError where it cannot be read, DissonanceError for wrong settings."""
-    score = FileScore(path, bundle=bundle, runtime=runtime, config=config)
+    builder = VerdictBuilder(uri=Input.of(str(path)).uri, bundle=bundle, scan=config, runtime=runtime.name)
+    score = FileScore(builder, bundle=bundle, runtime=runtime, config=config)
     for event in read_file(path, spec=bundle.spec, config=config):
         score.take(event)
     return score.verdict()
@@ -41,33 +42,43 @@ def read_file(path: Path, *, spec: BundleSpec, config: ScanConfig) -> Iterator[E
 class FileScore:
     """One file's way from what its worker says to its verdict, by one runtime."""
 
-    def __init__(self, path: Path, *, bundle: Bundle, runtime: Runtime, config: ScanConfig) -> None:
-        self._started_s = time.monotonic()
-        self._builder = VerdictBuilder(uri=Input.of(str(path)).uri, bundle=bundle, scan=config, runtime=runtime.name)
+    def __init__(self, builder: VerdictBuilder, *, bundle: Bundle, runtime: Runtime, config: ScanConfig, started_s: float | None = None) -> None:
+        """`builder`: of this try. `started_s`: when the first try began, on the monotonic clock; None: now."""
+        self._started_s = time.monotonic() if started_s is None else started_s
+        self._builder = builder
         self._scorer = Scorer(runtime, model=bundle.spec.model, execution=config.execution)
         self._summary: ClipSummary | None = None
 
-    def take(self, event: Event) -> None:
-        """The next event. Raises MediaError where the worker contradicts itself."""
+    def take(self, event: Event) -> list[WindowScore]:
+        """The next event; returns scores that are there now. Raises MediaError where the worker contradicts itself."""
         message = event.message
-        if isinstance(message, Window):
-            try:
-                self._scorer.add(0, message)
-            except ProtocolError as error:
-                raise _contradiction(error) from error
-            for _, score in self._scorer.run():
-                self._builder.add(score)
         if isinstance(message, Opened):
             self._builder.opened(message)
         if isinstance(message, ClipSummary):
             self._summary = message
         if event.peak_memory_mib is not None:
             self._builder.peak_memory(event.peak_memory_mib)
+        if not isinstance(message, Window):
+            return []
+        try:
+            self._scorer.add(0, message)
+        except ProtocolError as error:
+            raise _contradiction(error) from error
+        return self._added(self._scorer.run())
+
+    def flush(self) -> list[WindowScore]:
+        """After the last event: the scores that were not there yet."""
+        return self._added(self._scorer.flush())
+
+    def _added(self, scores: Iterator[tuple[int, WindowScore]]) -> list[WindowScore]:
+        found = [score for _, score in scores]
+        for score in found:
+            self._builder.add(score)
+        return found
 
     def verdict(self) -> tuple[ClipSummary, FileVerdict]:
         """After the last event. Raises MediaError where the worker contradicted itself."""
-        for _, score in self._scorer.flush():
-            self._builder.add(score)
+        self.flush()
         assert self._summary is not None
         try:
             return self._summary, self._builder.scored(self._summary, elapsed_s=time.monotonic() - self._started_s)

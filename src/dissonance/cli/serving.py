@@ -1,0 +1,81 @@
+"""`repository`: a bundle behind NVIDIA Triton Inference Server."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dissonance import errors
+from dissonance.bundle import Precision
+from dissonance.cli.options import BundleHashOption, JsonOption
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="Example: dissonance repository demo -o models --backend python     Before a server starts: dissonance repository models --verify"
+)
+def repository(
+    bundle: Annotated[
+        str, typer.Argument(help="A bundle folder, or the name of one that ships with the package; with --verify a repository.", metavar="BUNDLE|DIR")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The model repository to make.")] = None,
+    backend: Annotated[
+        Literal["tensorrt", "onnxruntime", "python"],
+        typer.Option(
+            help="tensorrt: plans, on a GPU. onnxruntime: Triton's backend of that name. python: ONNX Runtime in the Python backend, on a CPU."
+        ),
+    ] = "python",
+    precision: Annotated[Precision | None, typer.Option(help="Of the encoders. \\[default: float32; of plans the first there are]")] = None,
+    plans: Annotated[str | None, typer.Option(help="The folder of plans, where the bundle has several that would do.", metavar="NAME")] = None,
+    instances: Annotated[int | None, typer.Option(min=1, help="Of each network.")] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="Crops, or windows, in one batch.")] = None,
+    max_queue_delay_us: Annotated[int | None, typer.Option(min=0, help="So long a batch waits to become fuller, in microseconds.")] = None,
+    allow_folder: Annotated[
+        list[Path] | None, typer.Option(help="A folder whose files clients may name, as the server sees it; repeat it. Default: only uploads.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file; configs/serve/default.yaml lists every key.")] = None,
+    bundle_sha256: BundleHashOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check a repository's files instead of making one.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a bundle as a model repository for NVIDIA Triton Inference Server, or check one."""
+    from dissonance.bundle import open_bundle
+    from dissonance.config import ServeConfig, load_config, parse_config
+    from dissonance.console import printable, stderr, stdout
+    from dissonance.export.repository import make_repository, verify_repository
+
+    if verify:
+        if out is not None:
+            raise errors.UsageError("--verify checks a repository and writes none: leave --out out.")
+        found = verify_repository(Path(bundle))
+    else:
+        if out is None:
+            raise errors.UsageError("Where to? Give --out a folder, or --verify to check a repository.")
+        data = (load_config(ServeConfig, config) if config else ServeConfig()).model_dump(mode="json")
+        given = {"instances": instances, "max_batch": max_batch, "max_queue_delay_us": max_queue_delay_us}
+        data.update({key: value for key, value in given.items() if value is not None})
+        if allow_folder:
+            data["allowed_folders"] = [str(folder) for folder in allow_folder]
+        opened = open_bundle(bundle, sha256=bundle_sha256)
+        if opened.warning:
+            stderr().print(f"warning: {opened.warning}", markup=False)
+        found = make_repository(
+            opened,
+            out,
+            backend=backend,
+            config=parse_config(ServeConfig, data, origin="from the command line"),
+            precision=precision,
+            plans=plans,
+            overwrite=overwrite,
+        )
+    if as_json:
+        print(json.dumps({"path": str(found.path), "bundle_id": found.bundle_id, "backend": found.backend, "models": found.models}))
+    else:
+        state = "holds what was written" if verify else "written"
+        needs = f", plans of TensorRT {found.tensorrt}" if found.tensorrt else ""
+        stdout().print(f"{printable(str(found.path))} {state}: {', '.join(found.models)} (backend {found.backend}{needs})", markup=False)
+        if not verify:
+            stdout().print(f"Start a server with: tritonserver --model-repository {printable(str(found.path))}", markup=False)
