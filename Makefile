@@ -39,7 +39,7 @@ demo-bundle: $(VENV)/.test
 # The demo bundle behind that server, until Ctrl-C: http://127.0.0.1:8000, grpc://127.0.0.1:8001.
 serve: $(SERVE)/.serve
 	$(SERVE)/bin/dissonance repository demo -o models --overwrite
-	exec $(SERVE)/bin/python -m dissonance.engine.serve.local models
+	exec $(SERVE)/bin/dissonance serve models
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

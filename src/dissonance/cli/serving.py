@@ -1,4 +1,4 @@
-"""`repository`: a bundle behind NVIDIA Triton Inference Server."""
+"""`repository` and `serve`: a bundle behind NVIDIA Triton Inference Server."""
 
 import json
 from pathlib import Path
@@ -78,4 +78,38 @@ def repository(
         needs = f", plans of TensorRT {found.tensorrt}" if found.tensorrt else ""
         stdout().print(f"{printable(str(found.path))} {state}: {', '.join(found.models)} (backend {found.backend}{needs})", markup=False)
         if not verify:
-            stdout().print(f"Start a server with: tritonserver --model-repository {printable(str(found.path))}", markup=False)
+            stdout().print(f"Start a server with: dissonance serve {printable(str(found.path))}", markup=False)
+
+
+@commands.command(
+    epilog="Example: dissonance serve models     In a container: dissonance serve models --address 0.0.0.0 -- --log-verbose=1",
+    context_settings={"ignore_unknown_options": True},
+)
+def serve(
+    repository: Annotated[Path, typer.Argument(help="What `repository` wrote; it is verified first.", metavar="DIR")],
+    options: Annotated[list[str] | None, typer.Argument(help="More options of tritonserver, after --.", metavar="[-- OPTION...]")] = None,
+    address: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    http: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
+    grpc: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8001,
+    metrics: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8002,
+    drain_s: Annotated[float, typer.Option("--drain-s", min=0, help="After SIGTERM or Ctrl-C, so long requests under way may take.")] = 30.0,
+) -> None:
+    """Run NVIDIA Triton Inference Server on a model repository, and end it without losing a request that it accepted."""
+    from dissonance.console import stderr
+    from dissonance.engine.serve.run import serve as run
+    from dissonance.export.repository import verify_repository
+
+    found = verify_repository(repository)
+    console = stderr()
+    status = run(
+        found.path,
+        address=address,
+        http=http,
+        grpc=grpc,
+        metrics=metrics,
+        drain_s=drain_s,
+        options=options or (),
+        tell=lambda line: console.print(line, markup=False),
+    )
+    if status:
+        raise errors.EnvironmentMissingError(f"tritonserver ended with status {status}; its log above says why.")

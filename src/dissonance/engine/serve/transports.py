@@ -15,6 +15,8 @@ from dissonance.engine.serve.interface import EVENT, TRITON_TYPES, VIDEO, VIDEO_
 from dissonance.errors import UsageError, require_extra
 
 _UNAVAILABLE = frozenset({"503", "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"})
+# How servers say it where no status comes with it: a full queue, too long in it, a model that the server knows and is about to end with.
+_LATER = ("Exceeds maximum queue size", "Request timeout expired", "has no available versions")
 _MICROSECONDS = 1_000_000
 SCHEMES = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
 
@@ -92,27 +94,30 @@ class GrpcTransport(Transport):
 
     def stream(self, video: bytes | str, deadline_s: float) -> Iterator[str]:
         name, value = (VIDEO_INPUTS[0], video) if isinstance(video, bytes) else (VIDEO_INPUTS[1], video.encode())
+        from tritonclient.utils import InferenceServerException
+
         asked = self._library.InferInput(name, [1], "BYTES")
         asked.set_data_from_numpy(np.array([value], np.object_))
         heard: SimpleQueue[tuple[Any, Any]] = SimpleQueue()
         with _told(), contextlib.closing(self._open()) as client:  # a client has one stream
             client.start_stream(lambda result, error: heard.put((result, error)), stream_timeout=deadline_s, headers={"triton_grpc_error": "true"})
+            over = False
             try:
-                client.async_stream_infer(VIDEO, [asked], enable_empty_final_response=True)
-                while True:
+                with contextlib.suppress(InferenceServerException):  # where the stream has failed already; why comes by the callback
+                    client.async_stream_infer(VIDEO, [asked], enable_empty_final_response=True)
+                while not over:
                     try:
                         result, error = heard.get(timeout=deadline_s)
                     except Empty:
                         raise Unavailable(f"nothing was heard for {deadline_s:g} s") from None
+                    over = error is not None or result.get_response().parameters["triton_final_response"].bool_param
                     if error is not None:
                         raise error
                     event = result.as_numpy(EVENT)
                     if event is not None and event.size:
                         yield event.reshape(-1)[0].decode()
-                    if result.get_response().parameters["triton_final_response"].bool_param:
-                        return
             finally:
-                client.stop_stream(cancel_requests=True)
+                client.stop_stream(cancel_requests=not over)  # what is over is not cancelled: servers have crashed over that
 
     def config(self, model: str) -> dict[str, Any]:
         with _told():
@@ -185,7 +190,7 @@ def _told() -> Iterator[None]:
     except InferenceServerException as error:
         message = str(error.message())
         status = "" if error.status() is None else str(error.status())
-        if status in _UNAVAILABLE or is_unregistered(message):
+        if status in _UNAVAILABLE or is_unregistered(message) or any(words in message for words in _LATER):
             raise Unavailable(f"{message} ({status})" if status else message) from error
         raise Refused(f"{message} ({status})" if status else message) from error
     except OSError as error:  # refused, reset, timed out

@@ -125,7 +125,7 @@ def allowed_path(uri: str, config: ServeConfig) -> tuple[str, str]:
         raise MediaError("refused", "this server reads no files of its own (allowed_folders is empty). Send the video's bytes")
     named = unquote(parts.path) if parts is not None else uri
     if "\0" in named or not Path(named).is_absolute():
-        raise MediaError("refused", f"'{uri:.200}' is not an absolute path")
+        raise MediaError("refused", f"{uri!r:.200} is not an absolute path")
     path = os.path.realpath(named)
     if not any(Path(path).is_relative_to(os.path.realpath(folder)) for folder in config.allowed_folders):
         raise MediaError("refused", f"'{uri:.200}' is not in a folder whose files this server may read (allowed_folders)")
