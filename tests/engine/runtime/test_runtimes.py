@@ -88,9 +88,9 @@ class FailingSession:
 
 def test_onnx_runtime_on_a_gpu_runs_smaller_batches_where_memory_is_short_and_says_when_the_gpu_is_lost() -> None:
     plain, runtime = OnnxRuntime(BUNDLE, threads=1), OnnxRuntime(BUNDLE, threads=1)
-    session = FailingSession(runtime._visual._session, most=2)
-    runtime._visual = _Session(session, "visual.onnx", on_gpu=True)
-    runtime._head = _Session(runtime._head._session, "head.onnx", on_gpu=True)
+    session = FailingSession(runtime._sessions["visual.onnx"]._session, most=2)
+    runtime._sessions["visual.onnx"] = _Session(session, "visual.onnx", on_gpu=True)
+    runtime._sessions["head.onnx"] = _Session(runtime._sessions["head.onnx"]._session, "head.onnx", on_gpu=True)
     np.testing.assert_allclose(runtime.encode_frames(CROPS, np.arange(5)), plain.encode_frames(CROPS, np.arange(5)), atol=1e-5)
     assert session.tried == [5, 4, 2, 2, 1]
     for ours, theirs in zip(astuple(runtime.run_head(*HEAD_INPUTS)), astuple(plain.run_head(*HEAD_INPUTS)), strict=True):
@@ -102,7 +102,7 @@ def test_onnx_runtime_on_a_gpu_runs_smaller_batches_where_memory_is_short_and_sa
     with pytest.raises(EnvironmentMissingError, match=r"The GPU failed \(.*CUDA failure 719.*continue with --resume"):
         runtime.encode_frames(CROPS, np.arange(5))
     with pytest.raises(Exception, match="frame_index"):  # our bug is not the GPU's
-        runtime._head.run(("logit_fused",), {"frame_index": np.arange(3)})
+        runtime._sessions["head.onnx"].run(("logit_fused",), {"frame_index": np.arange(3)})
 
 
 def test_a_graph_that_is_none_is_a_bad_bundle(tmp_path: Path) -> None:
