@@ -49,7 +49,9 @@ class VideoService:
     def __exit__(self, *_: object) -> None:
         self._pool.__exit__()
 
-    def score(self, path: str, uri: str, *, on_score: Callable[[WindowScore], None], gone: Callable[[], bool] = lambda: False) -> FileVerdict:
+    def score(
+        self, path: str, uri: str, *, on_score: Callable[[WindowScore], None] | None = None, gone: Callable[[], bool] = lambda: False
+    ) -> FileVerdict:
         """The rows of one file. `on_score` gets each window's score as it comes, again from the first where the file is read a second time.
 
         Raises MediaError where it cannot be read, Stopped once `gone` or its time is up.
@@ -82,7 +84,7 @@ class VideoService:
             task = Task(next(self._ids), path, uri, fresh=lost)
 
     def _read(
-        self, task: Task, score: FileScore, poll: Callable[[], float], on_score: Callable[[WindowScore], None]
+        self, task: Task, score: FileScore, poll: Callable[[], float], on_score: Callable[[WindowScore], None] | None
     ) -> ClipSummary | Failed | Declined | Crashed:
         """Read and score to the task's last message, which is returned."""
         tasks = iter([task])
@@ -90,7 +92,8 @@ class VideoService:
         try:
             for event in self._pool.run(lambda: next(tasks, None), poll=poll):
                 for scored in score.take(event):
-                    on_score(scored)
+                    if on_score is not None:
+                        on_score(scored)
                 if isinstance(event.message, ClipSummary | Failed | Declined | Crashed):
                     last = event.message
         except BaseException:
@@ -98,7 +101,8 @@ class VideoService:
             raise
         if isinstance(last, ClipSummary):
             for scored in score.flush():
-                on_score(scored)
+                if on_score is not None:
+                    on_score(scored)
         assert last is not None
         return last
 
