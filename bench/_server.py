@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import psutil
 
@@ -22,6 +22,7 @@ PROGRAM = ENVIRONMENT / "bin" / "dissonance"
 START_S = 120.0
 DRAIN_S = 20.0
 END_S = 90.0
+_DIRECT = build_opener(ProxyHandler({}))
 
 
 def free_ports(count: int) -> list[int]:
@@ -60,7 +61,7 @@ class LocalServer:
     def start(self) -> None:
         """Start it, on the same ports as before, and wait until it says that it is ready. Raises RuntimeError with its log where it ends first."""
         ports = ("--http", str(self._http), "--grpc", str(self._grpc), "--metrics", str(self._metrics))
-        command = [str(PROGRAM), "serve", str(self.repository), *ports, "--drain-s", str(DRAIN_S), "--", *self._options]
+        command = [str(PROGRAM), "serve", str(self.repository), *ports, "--drain-s", str(DRAIN_S), "--shared-memory", "--", *self._options]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         end_s = time.monotonic() + START_S
         while not self.is_ready():
@@ -76,14 +77,14 @@ class LocalServer:
     def is_ready(self) -> bool:
         """What the server says itself."""
         try:
-            with urlopen(f"{self.http}/v2/health/ready", timeout=10):
+            with _DIRECT.open(f"{self.http}/v2/health/ready", timeout=10):
                 return True
         except (URLError, OSError):
             return False
 
     def metrics(self) -> dict[str, float]:
         """Prometheus metrics, by name and labels as they are printed."""
-        with urlopen(f"http://127.0.0.1:{self._metrics}/metrics", timeout=10) as answer:
+        with _DIRECT.open(f"http://127.0.0.1:{self._metrics}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 

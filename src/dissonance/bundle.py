@@ -7,7 +7,6 @@ Hashes are checked on the very bytes that are then loaded (`Bundle.read`), so a 
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dissonance.config import Fraction01, Frozen, ModelConfig, ProfileConfig
 from dissonance.errors import BundleError, OutputError, UsageError
-from dissonance.files import replacing, sync_folder, write_synced
+from dissonance.files import replacing, replacing_folder, sync_folder, write_synced
 
 SCHEMA_VERSION = 2
 DEMO = "demo"
@@ -292,23 +291,13 @@ def write_bundle(path: Path, spec: BundleSpec, files: dict[str, bytes], *, overw
     """
     check_destination(path, overwrite=overwrite)
     spec = spec.model_copy(update={"sha256": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}})
-    staging = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        staging.mkdir(parents=True)
-        for name, data in {**files, "bundle.json": _document(spec)}.items():
-            (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            write_synced(staging / name, data)
-        if path.exists():
-            retired = staging.with_suffix(".old")
-            path.rename(retired)
-            staging.rename(path)
-            shutil.rmtree(retired)
-        else:
-            staging.rename(path)
+        with replacing_folder(path) as staging:
+            for name, data in {**files, "bundle.json": _document(spec)}.items():
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                write_synced(staging / name, data)
     except OSError as error:
         raise BundleError(f"Cannot write bundle '{path}': {error.strerror or error}. Free some space or choose another folder.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return open_bundle(path)
 
 

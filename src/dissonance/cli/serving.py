@@ -92,6 +92,12 @@ def serve(
     http: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
     grpc: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8001,
     metrics: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8002,
+    shared_memory: Annotated[
+        bool,
+        typer.Option(
+            "--shared-memory", help="Clients on this machine may send inputs in shared memory; one that takes it back early ends the server."
+        ),
+    ] = False,
     drain_s: Annotated[float, typer.Option("--drain-s", min=0, help="After SIGTERM or Ctrl-C, so long requests under way may take.")] = 30.0,
 ) -> None:
     """Run NVIDIA Triton Inference Server on a model repository, and end it without losing a request that it accepted."""
@@ -108,6 +114,7 @@ def serve(
         grpc=grpc,
         metrics=metrics,
         drain_s=drain_s,
+        shared_memory=shared_memory,
         options=options or (),
         tell=lambda line: console.print(line, markup=False),
     )

@@ -9,8 +9,6 @@ import ctypes
 import ctypes.util
 import hashlib
 import json
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from dissonance.engine.media.detect import make_detector
 from dissonance.engine.runtime.plans import PREFERRED, read_plan
 from dissonance.engine.serve.interface import AUDIO, HEAD, VIDEO, VISUAL, WINDOWS
 from dissonance.errors import BundleError, ConfigError, OutputError, UsageError, require_extra
-from dissonance.files import sync_folder, write_synced
+from dissonance.files import replacing_folder, write_synced
 
 Backend = Literal["python", "onnxruntime", "tensorrt"]
 MANIFEST = "repository.json"
@@ -103,7 +101,7 @@ def make_repository(
         "models": sorted(configs),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
     }
-    _write(out, {**files, MANIFEST: (json.dumps(manifest, indent=1) + "\n").encode()}, folders=[f"{name}/1" for name in configs])
+    _write(out, {**files, MANIFEST: (json.dumps(manifest, indent=1) + "\n").encode()})
     return Repository(out, bundle.id, backend, tuple(sorted(configs)), needed)
 
 
@@ -228,23 +226,11 @@ def _video_files(config: ServeConfig) -> dict[str, bytes]:
     return files
 
 
-def _write(out: Path, files: Mapping[str, bytes], *, folders: list[str]) -> None:
-    """A folder beside `out` is filled, synced, then renamed."""
-    staging = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+def _write(out: Path, files: Mapping[str, bytes]) -> None:
     try:
-        for folder in folders:
-            (staging / folder).mkdir(parents=True)
-        for name, data in files.items():
-            write_synced(staging / name, data)
-        if out.exists():
-            retired = staging.with_suffix(".old")
-            out.rename(retired)
-            staging.rename(out)
-            shutil.rmtree(retired)
-        else:
-            staging.rename(out)
-        sync_folder(out.parent)
+        with replacing_folder(out) as staging:
+            for name, data in files.items():
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                write_synced(staging / name, data)
     except OSError as error:
         raise OutputError(f"Cannot write '{out}': {error.strerror or error}. Free some space or choose another folder.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

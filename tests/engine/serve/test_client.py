@@ -155,6 +155,7 @@ def test_an_answer_that_is_broken_off_is_no_verdict() -> None:
         (InferenceServerException("Unable to find shared memory region: 'r'", "400"), Unavailable),
         (InferenceServerException("unexpected shape", "400"), Refused),
         (InferenceServerException("failed", "StatusCode.INTERNAL"), Refused),
+        (InferenceServerException("This protocol is restricted, expecting header 'x'", "StatusCode.UNAVAILABLE"), Refused),
         (ConnectionRefusedError(111, "Connection refused"), Unavailable),
         (TimeoutError("timed out"), Unavailable),
     ],

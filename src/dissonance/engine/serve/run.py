@@ -20,7 +20,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from dissonance.engine.serve.interface import AUDIO, HEAD, VIDEO, VISUAL, WINDOWS
 from dissonance.errors import EnvironmentMissingError
@@ -32,6 +32,7 @@ _CALL_S = 5.0
 _STOP_S = 10  # for connections that clients keep open, once nothing is under way
 _KILL_S = 5.0
 LEAST_RUN_S = 10.0
+_DIRECT = build_opener(ProxyHandler({}))  # a proxy has no way to this machine's own server
 
 
 class _StopAskedFor(Exception):  # noqa: N818
@@ -68,17 +69,28 @@ def find_server() -> tuple[str, list[str], dict[str, str]]:
 
 
 def serve(
-    repository: Path, *, address: str, http: int, grpc: int, metrics: int, drain_s: float, options: Sequence[str], tell: Callable[[str], None]
+    repository: Path,
+    *,
+    address: str,
+    http: int,
+    grpc: int,
+    metrics: int,
+    drain_s: float,
+    shared_memory: bool,
+    options: Sequence[str],
+    tell: Callable[[str], None],
 ) -> int:
     """Run the server until it ends, or SIGTERM or Ctrl-C ends it; returns its exit status, negative for a signal.
 
     A server that a signal ended is started again: releases before 25.05 can crash when a gRPC client goes away in the middle of a request (issues
     7368 and 8034 of the server's project). One that ran for less than LEAST_RUN_S is not.
-    address: that it listens on. drain_s: how long requests under way may take then. options: more of tritonserver's. tell: is told
-    of such a start. Raises EnvironmentMissingError.
+    address: that it listens on. drain_s: how long requests under way may take at the end. shared_memory: clients on this machine may hand inputs
+    over in memory that they can take back, which ends the server. options: more of tritonserver's. tell: is told of a second start.
+    Raises EnvironmentMissingError.
     """
     program, needed, environment = find_server()
-    key = secrets.token_urlsafe()  # no client may load or unload models
+    key = secrets.token_urlsafe()  # which no client has
+    kept = "model-repository,trace,logging" + ("" if shared_memory else ",shared-memory")
     command = [
         program,
         *needed,
@@ -87,8 +99,8 @@ def serve(
         *(f"--{name}-port={port}" for name, port in (("http", http), ("grpc", grpc), ("metrics", metrics))),
         "--model-control-mode=explicit",
         "--load-model=*",
-        f"--http-restricted-api=model-repository:{_HEADER}={key}",
-        f"--grpc-restricted-protocol=model-repository:{_HEADER}={key}",
+        f"--http-restricted-api={kept}:{_HEADER}={key}",
+        f"--grpc-restricted-protocol={kept}:{_HEADER}={key}",
         f"--exit-timeout-secs={_STOP_S}",
         *options,
     ]
@@ -117,9 +129,9 @@ def _end(process: "subprocess.Popen[bytes]", url: str, key: str, drain_s: float)
     end_s = time.monotonic() + drain_s
     for models in _STAGES:
         for model in models:
-            _ask(f"{url}/v2/repository/models/{model}/unload", key)
+            _ask(f"{url}/v2/repository/models/{model}/unload", key, end_s)
         while process.poll() is None and time.monotonic() < end_s:
-            found = _ask(f"{url}/v2/repository/index", key)
+            found = _ask(f"{url}/v2/repository/index", key, end_s)
             if found is not None and not any(each["name"] in models and each.get("state") in ("READY", "UNLOADING") for each in found):
                 break
             time.sleep(_POLL_S)
@@ -132,12 +144,11 @@ def _end(process: "subprocess.Popen[bytes]", url: str, key: str, drain_s: float)
     return 0  # asked to end, and ended
 
 
-def _ask(url: str, key: str) -> Any:
-    """POST without a body; what JSON comes back, None where none does."""
-    with (
-        contextlib.suppress(URLError, HTTPException, OSError, ValueError),
-        urlopen(Request(url, method="POST", headers={_HEADER: key}), timeout=_CALL_S) as answer,
-    ):
+def _ask(url: str, key: str, end_s: float) -> Any:
+    """POST without a body; what JSON comes back, None where none does. Waits until `end_s` at most, for one call no longer than _CALL_S."""
+    timeout_s = min(_CALL_S, max(_POLL_S, end_s - time.monotonic()))
+    request = Request(url, method="POST", headers={_HEADER: key})
+    with contextlib.suppress(URLError, HTTPException, OSError, ValueError), _DIRECT.open(request, timeout=timeout_s) as answer:
         data = answer.read()
         return json.loads(data) if data else None
     return None

@@ -190,7 +190,7 @@ def _told() -> Iterator[None]:
     except InferenceServerException as error:
         message = str(error.message())
         status = "" if error.status() is None else str(error.status())
-        if status in _UNAVAILABLE or is_unregistered(message) or any(words in message for words in _LATER):
+        if "restricted" not in message and (status in _UNAVAILABLE or is_unregistered(message) or any(words in message for words in _LATER)):
             raise Unavailable(f"{message} ({status})" if status else message) from error
         raise Refused(f"{message} ({status})" if status else message) from error
     except OSError as error:  # refused, reset, timed out
