@@ -1,4 +1,4 @@
-"""One real server for all tests of a worker, and windows to send to it."""
+"""A real server for each file of tests, and windows to send to it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, folder_of_clips: Path) 
     return demo_repository(tmp_path_factory.mktemp("served"), config)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: other tests look at which processes there are
 def server(repository: Path) -> Iterator[LocalServer]:
     if not environment_is_there():
         pytest.skip("the server's environment is not there: make .venv-serve/.serve")
@@ -67,8 +67,9 @@ def feeds(clips: list[Path], demo: Bundle) -> Arrays:
     return feeds_of([window for clip in clips for window in windows_of(clip, demo)])
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all that use the server, which is started once."""
+    """One test process for what uses a server, so that there is one at a time."""
     for item in items:
-        if "server" in getattr(item, "fixturenames", ()):
+        if {"server", "own_server"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("server"))

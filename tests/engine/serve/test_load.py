@@ -22,7 +22,6 @@ from dissonance.synth.config import SynthConfig
 from dissonance.synth.dataset import generate
 from tests.engine.scan.runs import Silent, assert_same_rows, by_uri, run_scan
 
-pytestmark = pytest.mark.xdist_group("server")
 CLIENTS = 48  # twice what the queue of 24 holds
 
 
