@@ -12,12 +12,18 @@ from bench._server import LocalServer
 from scipy.special import expit
 
 from dissonance.bundle import Bundle
+from dissonance.config import ServeConfig
 from dissonance.engine.runtime import open_runtime
 from dissonance.engine.runtime.base import HEAD_OUTPUTS
 from dissonance.engine.scan.verdict import FileVerdict
 from dissonance.engine.serve.client import Server
 from dissonance.engine.serve.interface import HEAD, PROBABILITIES, VIDEO, VISUAL, WINDOWS, Arrays, interfaces
+from dissonance.engine.serve.runtime import open_served_runtime
+from dissonance.export.make import export_bundle
+from dissonance.export.repository import make_repository
+from dissonance.model.checkpoint import save_checkpoint
 from tests.engine.scan.runs import Rows, by_uri, read_rows, run_scan
+from tests.model.tiny import tiny_network
 
 NOT_THE_SAME = ("uri", "runtime", "elapsed_s", "peak_memory_mib")  # by where and when it was scored
 
@@ -151,3 +157,25 @@ def test_the_verdict_can_be_had_as_json_over_http(server: LocalServer, clips: li
         lines = [line.removeprefix("data: ") for line in answer.read().decode().splitlines() if line]
     events = [json.loads(json.loads(line)["event"]) for line in lines]
     assert events[-1]["file"]["p_fake"] == pytest.approx(scanned[0][str(clips[0])]["p_fake"], abs=1e-5)
+
+
+def test_a_network_with_prompts_per_frame_is_served(tmp_path: Path, server: LocalServer) -> None:  # noqa: ARG001  # skips where there is none
+    """Its visual encoder has one input more, overlapping windows of six frames, and batches that are smaller than what is sent."""
+    checkpoint = save_checkpoint(tiny_network(layers=2, prompts={"count": 2, "per_frame": True}), tmp_path / "checkpoint", trained_on="synthetic")
+    bundle = export_bundle(checkpoint=checkpoint, random_weights=False, preset=None, seed=0, out=tmp_path / "bundle", overwrite=False)
+    made = make_repository(bundle, tmp_path / "models", backend="python", config=ServeConfig(max_batch=7, threads=1)).path
+    random_numbers = np.random.default_rng(0)
+    crops = random_numbers.integers(0, 256, (1, 6, 16, 16, 3), dtype=np.uint8)
+    mel, mask = random_numbers.standard_normal((1, 10, 24)).astype(np.float32), np.arange(6)[None] < 5
+    local = open_runtime(bundle, threads=1)
+    visual = local.encode_frames(crops[0], np.arange(6))
+    with LocalServer(made) as own, Server(own.grpc) as client:
+        served = open_served_runtime(client, bundle)
+        found = client.infer(WINDOWS, {"crops": crops, "mel": mel, "mask": mask})
+        np.testing.assert_allclose(
+            served.encode_frames(np.tile(crops[0], (3, 1, 1, 1)), np.tile(np.arange(6), 3)), np.tile(visual, (3, 1)), atol=1e-5
+        )
+    expected = local.run_head(visual[None], local.encode_sound(mel, mask), mask)
+    for name in HEAD_OUTPUTS:
+        np.testing.assert_allclose(found[name].reshape(getattr(expected, name).shape), getattr(expected, name), atol=1e-5, err_msg=name)
+    assert np.abs(local.encode_frames(crops[0], np.zeros(6, np.int64)) - visual).max() > 0.01  # the place of a frame does count
